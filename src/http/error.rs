@@ -1,0 +1,205 @@
+//! Errors as problem details (RFC 9457). The only file with our status codes.
+//!
+//! `type` is stable and meant for programs; `detail` is for people and may change; `part` says where to look. Nothing
+//! of Docker, a database or a function's stack is in any of them.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{self, HeaderValue};
+use http::{HeaderName, StatusCode};
+use serde::Serialize;
+
+use crate::execution::BodyError;
+use crate::executor::{CallError, Stage};
+use crate::function::ManifestError;
+use crate::pool::StartPart;
+use crate::state::StoreError;
+
+/// The fixed text of section 5.3 of the runtime protocol.
+pub const UNAUTHORIZED: &str = "Unauthorized. Provide correct \"x-open-runtimes-secret\" header.";
+
+/// Carries the request's id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What is wrong, for a program and for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// Last part of the stable `type`.
+    pub kind: &'static str,
+    /// The same in words, the same for every occurrence.
+    pub title: &'static str,
+    /// Which part failed: front, function, runtime, adapter, store.
+    pub part: &'static str,
+    /// This occurrence, and what to do.
+    pub detail: String,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    part: &'a str,
+    request_id: &'a str,
+}
+
+impl Problem {
+    /// A problem without `retry_after`.
+    pub fn new(status: StatusCode, kind: &'static str, title: &'static str, part: &'static str, detail: String) -> Self {
+        Self { status, kind, title, part, detail, retry_after: None }
+    }
+
+    /// The response, with the request's id.
+    pub fn respond(&self, request_id: &Arc<str>) -> Response {
+        let document = Document {
+            r#type: format!("urn:executor:{}", self.kind),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            part: self.part,
+            request_id,
+        };
+        let json = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(Body::from(json));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Ok(id) = HeaderValue::from_str(request_id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_millis().div_ceil(1000).max(1);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds as u64));
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        response
+    }
+}
+
+/// The answer to a wrong or missing secret.
+pub fn unauthorized() -> Response {
+    (StatusCode::UNAUTHORIZED, [(header::CONTENT_TYPE, "text/plain")], UNAUTHORIZED).into_response()
+}
+
+/// What a caller is told of a failed call. `None`: the function itself failed, which is a 500 without a body.
+pub fn of_call(error: &CallError) -> Option<Problem> {
+    let (status, kind, title, part) = kind_of(error)?;
+    let mut problem = Problem::new(status, kind, title, part, error.to_string());
+    match error {
+        CallError::Unknown(name) => problem.detail = unknown(name),
+        CallError::Broken(why) => problem.detail = broken(why),
+        CallError::QueueFull(_) | CallError::Closing => problem.retry_after = Some(Duration::from_secs(1)),
+        CallError::CannotStart(_, after) => problem.retry_after = Some(*after),
+        CallError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
+            problem.retry_after = Some(Duration::from_secs(1));
+            problem.detail = "The state store does not answer; the executor's log says why.".into();
+        }
+        CallError::Store(_) => problem.detail = "The state store failed; the executor's log says why.".into(),
+        CallError::Deadline(limit, stage) => problem.detail = late(*limit, *stage),
+        CallError::Key(_)
+        | CallError::Died(_)
+        | CallError::Body(_)
+        | CallError::Conflict
+        | CallError::Raised => {}
+    }
+    Some(problem)
+}
+
+/// The table: every reason has one status, one type, one part.
+fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str, &'static str)> {
+    use StatusCode as S;
+    Some(match error {
+        CallError::Unknown(_) => (S::NOT_FOUND, "unknown-function", "Unknown function", "front"),
+        CallError::Broken(_) => (S::SERVICE_UNAVAILABLE, "broken-function", "The function is not deployable", "function"),
+        CallError::Key(_) => (S::BAD_REQUEST, "no-state-key", "The request does not name its state", "front"),
+        CallError::QueueFull(_) => (S::TOO_MANY_REQUESTS, "queue-full", "Too many calls wait for this function", "front"),
+        CallError::CannotStart(why, _) => {
+            let part = match why.part {
+                StartPart::Function => "function",
+                StartPart::Runtime => "runtime",
+                StartPart::Adapter => "adapter",
+            };
+            (S::SERVICE_UNAVAILABLE, "cannot-start", "The function cannot be started", part)
+        }
+        CallError::Died(_) => (S::BAD_GATEWAY, "instance-ended", "The instance ended during the call", "function"),
+        CallError::Deadline(_, stage) => {
+            let part = match stage {
+                Stage::Entity | Stage::Function => "function",
+                Stage::State => "store",
+                Stage::Instance => "adapter",
+            };
+            (S::GATEWAY_TIMEOUT, "deadline", "No answer in time", part)
+        }
+        CallError::Raised => return None,
+        CallError::Body(BodyError::TooLarge(_)) => (S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", "front"),
+        CallError::Body(BodyError::Idle(_)) => (S::REQUEST_TIMEOUT, "body-idle", "The body came too slowly", "front"),
+        CallError::Body(BodyError::Broken(_)) => (S::BAD_REQUEST, "body-broken", "The body ended early", "front"),
+        CallError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
+            (S::SERVICE_UNAVAILABLE, "store-unavailable", "The state store is not available", "store")
+        }
+        CallError::Store(_) => (S::INTERNAL_SERVER_ERROR, "store-failed", "The state store failed", "store"),
+        CallError::Conflict => (S::CONFLICT, "state-conflict", "The state was changed by others", "store"),
+        CallError::Closing => (S::SERVICE_UNAVAILABLE, "shutting-down", "The executor is shutting down", "front"),
+    })
+}
+
+fn unknown(name: &str) -> String {
+    if name.is_empty() {
+        return "The path names no function. Call /<function> or /<function>/<path>; `executor list` shows them.".into();
+    }
+    format!("There is no function `{name}`. `executor list` shows which there are; `executor new` makes one.")
+}
+
+fn broken(why: &ManifestError) -> String {
+    let file = why.file.file_name().unwrap_or_default().to_string_lossy();
+    match why.line {
+        Some(line) => format!("{file}:{line}: {}", why.message),
+        None => format!("{file}: {}", why.message),
+    }
+}
+
+fn late(limit: Duration, stage: Stage) -> String {
+    let stage = match stage {
+        Stage::Entity => "it was still waiting for earlier calls on the same state",
+        Stage::State => "its state was still being read or stored",
+        Stage::Instance => "no instance was ready; all are busy or starting",
+        Stage::Function => "the function had not answered",
+    };
+    format!("The function's timeout of {limit:?} passed while {stage}.")
+}
+
+/// 405 for routes of our own.
+pub async fn method_not_allowed() -> Response {
+    let detail = "This path does not know that method.".to_owned();
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", "front", detail)
+        .respond(&super::call::new_request_id())
+}
+
+/// 404 below `/_/`.
+pub async fn no_such_route() -> Response {
+    let detail = "The executor's own API has no such path.".to_owned();
+    Problem::new(StatusCode::NOT_FOUND, "unknown-route", "Unknown path", "front", detail)
+        .respond(&super::call::new_request_id())
+}
+
+/// A defect of ours: the client learns no more than that, the log has the rest.
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
+pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!("a request made the executor panic, which is a defect: {}", text.unwrap_or("unknown"));
+    let detail = "The executor has a defect; its log has the details.".to_owned();
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", "front", detail)
+        .respond(&super::call::new_request_id())
+}
