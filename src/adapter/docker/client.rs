@@ -82,7 +82,8 @@ impl From<Fault> for AdapterError {
             }
             Kind::Unreachable(message) => Self::Unavailable(message.into()),
             Kind::Silent(limit) => Self::Unavailable(
-                format!("Docker did not {doing} within {} s; does `docker ps` answer?", limit.as_secs()).into(),
+                format!("Docker did not {doing} within {} s; does `docker ps` answer?", limit.as_secs())
+                    .into(),
             ),
         }
     }
@@ -102,7 +103,8 @@ impl Client {
         let docker = Docker::connect_with_unix(socket, NET_SECONDS, bollard::API_DEFAULT_VERSION)
             .map_err(|error| AdapterError::from(fault("reach the daemon", error, socket)))?;
         let client = Self { docker, socket: socket.to_owned() };
-        let docker = client.call(HELLO, "tell its version", client.docker.clone().negotiate_version()).await?;
+        let docker =
+            client.call(HELLO, "tell its version", client.docker.clone().negotiate_version()).await?;
         Ok(Self { docker, ..client })
     }
 
@@ -192,7 +194,10 @@ mod tests {
     #[tokio::test]
     async fn only_local_daemons() {
         let error = Client::open(Some("tcp://10.0.0.1:2375")).await.unwrap_err();
-        assert!(matches!(error, AdapterError::Unavailable(_)) && error.to_string().contains("unix://"), "{error}");
+        assert!(
+            matches!(error, AdapterError::Unavailable(_)) && error.to_string().contains("unix://"),
+            "{error}"
+        );
         let error = Client::open(Some("unix:///nonexistent/docker.sock")).await.unwrap_err();
         assert!(error.to_string().contains("there is no Docker socket at /nonexistent"), "{error}");
     }

@@ -1,6 +1,6 @@
 //! One container as a [`Unit`]: how it starts, how its end is noticed and told, how it is removed.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,9 @@ impl Container {
         check_readable(shared, &launch.function.folder)?;
         shared.remove_strays().await;
         let network = network::ensure(shared).await?;
+        if network.is_none() {
+            write_hosts(&launch.folder)?;
+        }
         let name = spec::name(launch);
         let body = spec::body(shared, launch, network);
         // It exists before its container does, so that dropping this future at any point leaves a stray to remove.
@@ -52,7 +55,9 @@ impl Container {
         if let Err(fault) = container.run(body).await {
             container.remove().await;
             let error = match AdapterError::from(fault) {
-                AdapterError::Failed(text) => AdapterError::Failed(format!("{}: {text}", container.name).into()),
+                AdapterError::Failed(text) => {
+                    AdapterError::Failed(format!("{}: {text}", container.name).into())
+                }
                 other => other,
             };
             return Err(error);
@@ -63,7 +68,9 @@ impl Container {
     async fn run(&self, body: bollard::models::ContainerCreateBody) -> Result<(), Fault> {
         let client = &self.shared.client;
         let options = CreateContainerOptions { name: Some(self.name.clone()), ..Default::default() };
-        client.call(START, "create the container", client.docker.create_container(Some(options), body)).await?;
+        client
+            .call(START, "create the container", client.docker.create_container(Some(options), body))
+            .await?;
         client.call(START, "start the container", client.docker.start_container(&self.name, None)).await
     }
 
@@ -77,7 +84,8 @@ impl Container {
                 Err(fault) if fault.is_gone() => self.exit = Some(removed_by_others()),
                 Err(fault) if failures == WAIT_FAILURES => {
                     let error = AdapterError::from(fault);
-                    self.exit = Some(Exit { reason: format!("was lost: {error}"), last_words: String::new() });
+                    self.exit =
+                        Some(Exit { reason: format!("was lost: {error}"), last_words: String::new() });
                 }
                 Err(_) => {
                     failures += 1;
@@ -107,7 +115,8 @@ impl Container {
     /// What Docker knows about the end, and what the container wrote last.
     async fn autopsy(&self, limit: Duration) -> Exit {
         let client = &self.shared.client;
-        let inspect = client.call(limit, "inspect the container", client.docker.inspect_container(&self.name, None));
+        let inspect =
+            client.call(limit, "inspect the container", client.docker.inspect_container(&self.name, None));
         let (inspected, last_words) = tokio::join!(inspect, self.last_words());
         let reason = match inspected {
             Ok(container) => reason(&container.state.unwrap_or_default(), self.memory),
@@ -222,13 +231,21 @@ fn check_readable(shared: &Shared, folder: &Path) -> Result<(), AdapterError> {
     let closed = std::fs::metadata(folder).is_ok_and(|meta| meta.mode() & 0o005 != 0o005);
     if closed && shared.user.is_none() {
         let folder = folder.display();
-        let text = format!(
-            "user {} of the container cannot read {folder}; run: chmod -R o+rX {folder}",
-            spec::USER
-        );
+        let text =
+            format!("user {} of the container cannot read {folder}; run: chmod -R o+rX {folder}", spec::USER);
         return Err(AdapterError::Failed(text.into()));
     }
     Ok(())
+}
+
+fn write_hosts(folder: &Path) -> Result<(), AdapterError> {
+    let file = folder.join(spec::HOSTS_FILE);
+    let write = || {
+        std::fs::write(&file, spec::HOSTS)?;
+        // Whatever our umask: the reader is another user.
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))
+    };
+    write().map_err(|error| AdapterError::Failed(format!("{}: {error}", file.display()).into()))
 }
 
 fn removed_by_others() -> Exit {
@@ -258,7 +275,8 @@ mod tests {
 
     #[test]
     fn ends_in_plain_words() {
-        let state = |code, oom| ContainerState { exit_code: Some(code), oom_killed: Some(oom), ..Default::default() };
+        let state =
+            |code, oom| ContainerState { exit_code: Some(code), oom_killed: Some(oom), ..Default::default() };
         let told = |state: ContainerState| reason(&state, 64 << 20);
         assert_eq!(told(state(0, false)), "exited with code 0");
         assert_eq!(told(state(1, false)), "exited with code 1");

@@ -81,7 +81,8 @@ pub(super) async fn exists(client: &Client, name: &str) -> Result<bool, AdapterE
 /// The image holds one version; a function that asks for another one gets told so.
 pub(super) fn check_version(runtime: &Runtime, asked: Option<&str>) -> Result<(), AdapterError> {
     let has = &runtime.manifest.docker.version;
-    let same = |asked: &str| has.strip_prefix(asked).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let same =
+        |asked: &str| has.strip_prefix(asked).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     match asked {
         Some(asked) if !same(asked) => {
             let name = &runtime.name;
@@ -138,7 +139,8 @@ pub(super) async fn build(client: &Client, runtime: &Runtime) -> Result<(), Adap
 
 /// Asked only after a failure: whether the lack of the base image explains it.
 async fn base_is_missing(client: &Client, folder: &Path) -> bool {
-    let uses_it = std::fs::read_to_string(folder.join("Dockerfile")).is_ok_and(|text| text.contains(BASE_IMAGE));
+    let uses_it =
+        std::fs::read_to_string(folder.join("Dockerfile")).is_ok_and(|text| text.contains(BASE_IMAGE));
     uses_it && matches!(exists(client, BASE_IMAGE).await, Ok(false))
 }
 
@@ -184,7 +186,8 @@ impl Output<'_> {
     fn line(&mut self, line: &str) {
         // A progress bar redraws its line; only its last picture counts.
         let line = line.rsplit('\r').next().unwrap_or(line);
-        if line.trim().is_empty() {
+        let noise = [" --->", "---> ", "Removing intermediate container "];
+        if line.trim().is_empty() || noise.iter().any(|start| line.starts_with(start)) {
             return;
         }
         tracing::info!(target: "build", runtime = %self.runtime, "{line}");
@@ -235,7 +238,7 @@ mod tests {
     #[test]
     fn output_becomes_lines() {
         let mut output = Output { runtime: "x", open: String::new(), tail: VecDeque::new() };
-        for piece in ["Step 1", "/2 : FROM\n", "\n", " 10%\r 90%\r100%\nlast", "\n"] {
+        for piece in ["Step 1", "/2 : FROM\n", "\n", " ---> 0a1b\n", " 10%\r 90%\r100%\nlast", "\n"] {
             output.push(piece);
         }
         assert_eq!(Vec::from(output.tail), ["Step 1/2 : FROM", "100%", "last"]);

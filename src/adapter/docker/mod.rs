@@ -24,7 +24,6 @@ use futures_util::StreamExt as _;
 use self::client::{ASK, Client, HELLO};
 use self::container::Container;
 use super::{Adapter, AdapterError, BoxFuture, Unit};
-use crate::function::Function;
 use crate::instance::Launch;
 use crate::runtime::Runtime;
 
@@ -103,8 +102,8 @@ struct Shared {
 struct Ledger {
     /// Those with a [`Unit`] in this process: a sweep leaves them alone.
     live: HashSet<String>,
-    /// Those whose unit was dropped without `kill`: nobody may spawn a task here, so the next `prepare`, `start`,
-    /// `kill` or `sweep` removes them.
+    /// Those whose unit was dropped without `kill`: nobody may spawn a task here, so the next `start`, `kill`
+    /// or `sweep` removes them.
     strays: Vec<String>,
 }
 
@@ -244,10 +243,6 @@ impl Adapter for DockerAdapter {
             let container = Container::start(&self.shared, launch).await?;
             Ok(Box::new(container) as Box<dyn Unit>)
         })
-    }
-
-    fn code_directory(&self, _function: &Function) -> String {
-        spec::FUNCTION_FOLDER.to_owned()
     }
 
     fn sweep(&self) -> BoxFuture<'_, Result<usize, AdapterError>> {

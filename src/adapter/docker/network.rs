@@ -47,7 +47,9 @@ async fn make(shared: &Shared, name: &str) -> Result<String, AdapterError> {
         ..Default::default()
     };
     let client = &shared.client;
-    let made = client.call(START, "make the network of the functions", client.docker.create_network(request)).await?;
+    let made = client
+        .call(START, "make the network of the functions", client.docker.create_network(request))
+        .await?;
     tracing::info!(network = %name, "made the network of the functions");
     Ok(made.id)
 }

@@ -3,6 +3,7 @@
 //! Everything an instance gets is listed here and nowhere else, so this file is the one to read for security.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
@@ -18,9 +19,14 @@ pub(super) const USER: &str = "10001:10001";
 /// Where our images keep the runtime's folder.
 const SERVER: &str = "/usr/local/server";
 /// Where the function's folder is.
-pub(super) const FUNCTION_FOLDER: &str = "/usr/local/server/src/function";
+const FUNCTION_FOLDER: &str = "/usr/local/server/src/function";
 /// Where the folder with the link's socket is.
 const LINK_FOLDER: &str = "/run/executor";
+
+/// File in the link's folder that becomes `/etc/hosts` of a container without a network, where Docker provides none.
+pub(super) const HOSTS_FILE: &str = "hosts";
+/// Its contents.
+pub(super) const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
 
 /// Processes and threads; a Node or Python instance has about 15, and a fork bomb ends here.
 const PIDS: i64 = 256;
@@ -40,7 +46,8 @@ pub(super) fn name(launch: &Launch) -> String {
 pub(super) fn body(shared: &Shared, launch: &Launch, network: Option<String>) -> ContainerCreateBody {
     let manifest = &launch.runtime.manifest;
     let worker = format!("{SERVER}/{}", manifest.worker);
-    let mut command = manifest.command_line(&manifest.docker.program, &worker, launch.function.memory).into_iter();
+    let mut command =
+        manifest.command_line(&manifest.docker.program, &worker, launch.function.memory).into_iter();
     let socket = launch.socket.file_name().unwrap_or_default().to_string_lossy();
     ContainerCreateBody {
         image: Some(image::tag(&launch.runtime)),
@@ -77,12 +84,13 @@ fn host(shared: &Shared, launch: &Launch, network: Option<String>) -> HostConfig
     let function = &launch.function;
     let memory = i64::try_from(function.memory).unwrap_or(i64::MAX);
     let scratch = SCRATCH.min(function.memory / 2);
+    // A read-only mount does not keep anyone from connecting to a socket in it.
+    let mut mounts = vec![mount(&launch.folder, LINK_FOLDER), mount(&function.folder, FUNCTION_FOLDER)];
+    if network.is_none() {
+        mounts.push(mount(&launch.folder.join(HOSTS_FILE), "/etc/hosts"));
+    }
     HostConfig {
-        mounts: Some(vec![
-            // A read-only mount does not keep anyone from connecting to a socket in it.
-            mount(&launch.folder.to_string_lossy(), LINK_FOLDER),
-            mount(&function.folder.to_string_lossy(), FUNCTION_FOLDER),
-        ]),
+        mounts: Some(mounts),
         readonly_rootfs: Some(true),
         tmpfs: Some(texts(&[("/tmp", &format!("rw,nosuid,nodev,size={scratch},mode=1777"))])),
         shm_size: i64::try_from(scratch).ok(),
@@ -107,10 +115,10 @@ fn host(shared: &Shared, launch: &Launch, network: Option<String>) -> HostConfig
 }
 
 /// As a mount and not as a bind: Docker makes a missing source of a bind, as root, but refuses it in a mount.
-fn mount(source: &str, target: &str) -> Mount {
+fn mount(source: &Path, target: &str) -> Mount {
     Mount {
         typ: Some(MountType::BIND),
-        source: Some(source.to_owned()),
+        source: Some(source.to_string_lossy().into_owned()),
         target: Some(target.to_owned()),
         read_only: Some(true),
         ..Default::default()

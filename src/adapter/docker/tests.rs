@@ -30,7 +30,8 @@ install = ""
 program = "perl"
 version = "5.40"
 "#;
-const DOCKERFILE: &str = "ARG BASE=debian:trixie-slim\nFROM $BASE\nRUN echo hello from the build\nCOPY . /usr/local/server\n";
+const DOCKERFILE: &str =
+    "ARG BASE=debian:trixie-slim\nFROM $BASE\nRUN echo hello from the build\nCOPY . /usr/local/server\n";
 /// Connects, as every worker does, and gives the script the connection.
 const WORKER: &str = r"use strict; use Socket;
 socket(our $host, AF_UNIX, SOCK_STREAM, 0) or die $!;
@@ -243,7 +244,7 @@ async fn docker_instances_are_locked_in() {
         syswrite($host, qq{uid=$> gid=$)\n}); syswrite($host, qq($1\n)) while $status =~ /^((?:CapEff|CapBnd|NoNewPrivs|Seccomp):.*)$/mg;
         tries('write root', open(my $a, '>', '/x')); tries('write server', open(my $b, '>', '/usr/local/server/x'));
         tries('write function', open(my $c, '>', 'x')); tries('write link', open(my $d, '>', '/run/executor/x'));
-        tries('write tmp', open(my $e, '>', '/tmp/x')); tries('docker', -e '/var/run/docker.sock');
+        tries('write tmp', open(my $e, '>', '/tmp/x')); tries('docker', -e '/var/run/docker.sock'); tries('localhost', gethostbyname('localhost'));
         my $size = 0; $size += syswrite($e, 'x' x 65536) || last for 1..4096; syswrite($host, qq(tmp=$size\n)); truncate($e, 0);
         syswrite($host, 'net=' . readlink('/proc/self/ns/net') . qq(\n)); syswrite($host, qq(dev=) . join(' ', slurp('/proc/net/dev') =~ /^\s*(\w+):/mg) . qq(\n));
         my @files; while (open(my $f, '<', '/dev/null')) { push @files, $f } syswrite($host, 'files=' . @files . qq(\n)); @files = ();
@@ -257,10 +258,17 @@ async fn docker_instances_are_locked_in() {
     for line in ["uid=10001 gid=10001 10001\n", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"] {
         assert!(said.contains(line), "{line}: {said}");
     }
-    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "write root=0", "write server=0", "write function=0", "write link=0"] {
+    for line in [
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "write root=0",
+        "write server=0",
+        "write function=0",
+        "write link=0",
+    ] {
         assert!(said.contains(line), "{line}: {said}");
     }
-    for line in ["write tmp=1", "docker=0", "dev=lo\n"] {
+    for line in ["write tmp=1", "docker=0", "localhost=1", "dev=lo\n"] {
         assert!(said.contains(line), "{line}: {said}");
     }
     let number = |key: &str| -> u64 {
@@ -353,10 +361,11 @@ async fn docker_missing_folders_are_refused_and_leave_nothing() {
     use std::os::unix::fs::PermissionsExt as _;
     let bench = Bench::new(SAY_AND_WAIT).await;
     let (mut launch, _listener) = bench.launch();
-    launch.folder = bench.dir.path().join("nowhere");
+    let nowhere = bench.dir.path().join("nowhere");
+    launch.function = Arc::new(function::Function { folder: nowhere.clone(), ..(*launch.function).clone() });
     let error = bench.adapter.start(&launch).await.err().unwrap();
     assert!(matches!(&error, AdapterError::Failed(text) if text.contains("nowhere")), "{error}");
-    assert!(!launch.folder.exists(), "Docker must not make folders of its own");
+    assert!(!nowhere.exists(), "Docker must not make folders of its own");
     assert!(bench.containers().await.is_empty());
 
     let (launch, _listener) = bench.launch();
