@@ -183,6 +183,8 @@ impl Connection {
         let mut batch = Vec::with_capacity(16 << 10);
         loop {
             shared.flush.notified().await;
+            // A woken task runs next; waiting one turn lets the other ready callers add their frames.
+            tokio::task::yield_now().await;
             loop {
                 {
                     let mut out = lock(&shared.out);
