@@ -24,6 +24,7 @@ use futures_util::StreamExt as _;
 use self::client::{ASK, Client, HELLO};
 use self::container::Container;
 use super::{Adapter, AdapterError, BoxFuture, Unit};
+use crate::function::Function;
 use crate::instance::Launch;
 use crate::runtime::Runtime;
 
@@ -243,6 +244,10 @@ impl Adapter for DockerAdapter {
             let container = Container::start(&self.shared, launch).await?;
             Ok(Box::new(container) as Box<dyn Unit>)
         })
+    }
+
+    fn code_directory(&self, _function: &Function) -> String {
+        spec::FUNCTION_FOLDER.to_owned()
     }
 
     fn sweep(&self) -> BoxFuture<'_, Result<usize, AdapterError>> {

@@ -19,7 +19,7 @@ pub(super) const USER: &str = "10001:10001";
 /// Where our images keep the runtime's folder.
 const SERVER: &str = "/usr/local/server";
 /// Where the function's folder is.
-const FUNCTION_FOLDER: &str = "/usr/local/server/src/function";
+pub(super) const FUNCTION_FOLDER: &str = "/usr/local/server/src/function";
 /// Where the folder with the link's socket is.
 const LINK_FOLDER: &str = "/run/executor";
 
