@@ -3,12 +3,11 @@
 //! Order of shutdown: stop accepting; let connections finish their requests; let detached executions finish; stop
 //! Contexts and instances; close the store. All of it within the grace; a second signal leaves at once.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -17,8 +16,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
+use crate::http::Service;
 use crate::http::connection::{Phase, TimeLimits, Timed};
 use crate::task::Tasks;
 
@@ -31,7 +30,7 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 /// A bound listener and the bounds of its connections.
 pub struct Server {
     listener: TcpListener,
-    router: Router,
+    front: Service,
     time: TimeLimits,
     permits: Arc<Semaphore>,
     tasks: Tasks,
@@ -44,10 +43,10 @@ impl Server {
         TcpListener::bind(address).await
     }
 
-    /// Serves `router` on `listener` with at most `connections` at a time.
-    pub fn new(listener: TcpListener, router: Router, time: TimeLimits, connections: usize) -> Self {
+    /// Serves `front` on `listener` with at most `connections` at a time.
+    pub fn new(listener: TcpListener, front: Service, time: TimeLimits, connections: usize) -> Self {
         let permits = Arc::new(Semaphore::new(connections));
-        Self { listener, router, time, permits, tasks: Tasks::default() }
+        Self { listener, front, time, permits, tasks: Tasks::default() }
     }
 
     /// Accepts and serves until `stop`, then lets each connection finish its request, at most for `grace`.
@@ -60,7 +59,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let connection = serve(stream, self.router.clone(), self.time, stop.clone());
+                    let connection = serve(stream, self.front.clone(), self.time, stop.clone());
                     self.tasks.spawn("connection", async move {
                         connection.await;
                         drop(permit);
@@ -79,18 +78,15 @@ impl Server {
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, time: TimeLimits, stop: CancellationToken) {
+async fn serve(stream: TcpStream, front: Service, time: TimeLimits, stop: CancellationToken) {
     // Answers are written whole; waiting for more to send with them only adds delay.
     let _ = stream.set_nodelay(true);
     let phase = Phase::default();
     let io = TokioIo::new(Timed::new(stream, time, phase.clone()));
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let busy = phase.busy();
-        let router = router.clone();
-        async move {
-            let response = router.oneshot(request.map(Body::new)).await?;
-            Ok::<_, std::convert::Infallible>(response.map(|body| Guarded { body, _busy: busy }))
-        }
+        let front = front.clone();
+        async move { Ok::<_, Infallible>(front.serve(request).await.map(|body| body.guarded(busy))) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
@@ -104,32 +100,6 @@ async fn serve(stream: TcpStream, router: Router, time: TimeLimits, stop: Cancel
     };
     if let Err(error) = result {
         tracing::debug!("connection ended: {error}");
-    }
-}
-
-/// A body that tells the connection's timer when the answer is done.
-struct Guarded {
-    body: Body,
-    _busy: crate::http::connection::Busy,
-}
-
-impl http_body::Body for Guarded {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }
 

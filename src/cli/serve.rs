@@ -17,7 +17,7 @@ use crate::data_folder::{DataFolder, Running};
 use crate::executor::{Executor, ExecutorOptions};
 use crate::function::{Access, Entry};
 use crate::http::connection::TimeLimits;
-use crate::http::{Front, FrontLimits, router};
+use crate::http::{Front, FrontLimits, Service};
 use crate::instance::Secret;
 use crate::link::message::Limits as WorkerLimits;
 use crate::pool::{Limits, Pool, PoolOptions, Starter};
@@ -82,7 +82,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         limits: FrontLimits { max_body: config.max_body, body_idle: config.idle_timeout },
     };
     let time = TimeLimits { head: config.header_timeout, idle: config.idle_timeout };
-    let server = Server::new(listener, router(Arc::new(front)), time, config.max_connections);
+    let server = Server::new(listener, Service::new(front), time, config.max_connections);
     let grace = config.grace;
     let signal = stop.clone();
     background.spawn("signals", async move {

@@ -8,18 +8,18 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
-use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
-use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt, StreamBody};
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use uuid::Uuid;
 
 use super::Front;
+use super::body::AnswerBody;
 use super::error::{self, Problem, REQUEST_ID};
 use crate::execution::{self, BodyError, BodyStream, Request, Timings};
 use crate::executor::{CallError, Deployed, Outcome};
@@ -53,14 +53,16 @@ fn request_id(headers: &HeaderMap) -> Arc<str> {
     }
 }
 
+type Answer = Response<AnswerBody>;
+
 /// The handler behind every path that is not ours.
-pub async fn call(State(front): State<Arc<Front>>, request: axum::extract::Request) -> Response {
+pub async fn call(front: &Front, request: http::Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let id = request_id(&parts.headers);
     let mut timings = Timings::default();
-    let mut response = match serve(&front, parts, body, &id, &mut timings).await {
+    let mut response = match serve(front, parts, body, &id, &mut timings).await {
         Ok(response) | Err(Refused::Ready(response)) => response,
-        Err(Refused::Problem(problem)) => problem.respond(&id),
+        Err(Refused::Problem(problem)) => problem.respond(&id).map(AnswerBody::own),
     };
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
@@ -71,7 +73,7 @@ pub async fn call(State(front): State<Arc<Front>>, request: axum::extract::Reque
 }
 
 enum Refused {
-    Ready(Response),
+    Ready(Answer),
     Problem(Problem),
 }
 
@@ -89,7 +91,7 @@ impl From<CallError> for Refused {
         match error::of_call(&error) {
             Some(problem) => Self::Problem(problem),
             None => {
-                let mut response = Response::default();
+                let mut response = Response::new(AnswerBody::full(Bytes::new()));
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 Self::Ready(response)
             }
@@ -100,14 +102,14 @@ impl From<CallError> for Refused {
 async fn serve(
     front: &Front,
     parts: Parts,
-    body: axum::body::Body,
+    body: Incoming,
     id: &Arc<str>,
     timings: &mut Timings,
-) -> Result<Response, Refused> {
+) -> Result<Answer, Refused> {
     let (deployed, name, path) = route(front, parts.uri.path());
     let public = matches!(&deployed, Some(Deployed::Serving(d)) if d.function.access == Access::Public);
     if !public && !authorized(front, &parts.headers) {
-        return Err(Refused::Ready(error::unauthorized()));
+        return Err(Refused::Ready(error::unauthorized().map(AnswerBody::own)));
     }
     check(&parts, &body, front.limits.max_body)?;
     let deployment = match deployed {
@@ -141,7 +143,7 @@ fn authorized(front: &Front, headers: &HeaderMap) -> bool {
     front.secret.as_ref().is_none_or(|secret| secret.matches(headers.get(SECRET).map_or(b"", HeaderValue::as_bytes)))
 }
 
-fn check(parts: &Parts, body: &axum::body::Body, max_body: u64) -> Result<(), Problem> {
+fn check(parts: &Parts, body: &Incoming, max_body: u64) -> Result<(), Problem> {
     let refuse = |status, kind, title, detail| Err(Problem::new(status, kind, title, "front", detail));
     let known = [
         Method::GET,
@@ -175,7 +177,7 @@ fn check(parts: &Parts, body: &axum::body::Body, max_body: u64) -> Result<(), Pr
 
 /// Reads a small body whole; gives a larger one as a stream with the limits built in.
 async fn read(
-    body: axum::body::Body,
+    body: Incoming,
     limits: &super::FrontLimits,
     deadline: Instant,
 ) -> Result<execution::Body, BodyError> {
@@ -204,7 +206,7 @@ async fn read(
     }
 }
 
-fn limited(body: axum::body::Body, max: u64, idle: Duration) -> BodyStream {
+fn limited(body: Incoming, max: u64, idle: Duration) -> BodyStream {
     let pieces = body.into_data_stream();
     let state = (pieces, 0u64, false);
     futures_util::stream::unfold(state, move |(mut pieces, seen, failed)| async move {
@@ -251,13 +253,11 @@ fn split_host(host: &str) -> (&str, Option<u16>) {
     }
 }
 
-fn to_response(answer: execution::Response) -> Response {
+fn to_response(answer: execution::Response) -> Answer {
     let execution::Response { status, headers, body, length } = answer;
     let body = match body {
-        execution::Body::Full(body) => axum::body::Body::from(body),
-        execution::Body::Stream(stream) => {
-            axum::body::Body::new(StreamBody::new(stream.map(|piece| piece.map(Frame::data))).map_err(axum::Error::new))
-        }
+        execution::Body::Full(body) => AnswerBody::full(body),
+        execution::Body::Stream(stream) => AnswerBody::stream(stream),
     };
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

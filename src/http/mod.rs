@@ -1,23 +1,33 @@
 //! Everything that knows HTTP is our front.
 //!
-//! [`router`] is the table of routes; [`call`] turns a request into an execution and back; [`error`] is the only file
-//! with our status codes; [`admin`] is the executor's own API below `/_/`; [`connection`] bounds what a client may
-//! do with time.
+//! [`Service`] is what a connection serves: calls go straight to [`call`], the executor's own API below `/_/` through
+//! the routes of [`router`]; [`error`] is the only file with our status codes; [`admin`] has the API's handlers;
+//! [`connection`] bounds what a client may do with time.
 
 pub mod admin;
+pub mod body;
 pub mod call;
 pub mod connection;
 pub mod error;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::{any, get};
+use futures_util::FutureExt;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use self::body::AnswerBody;
 use crate::executor::Executor;
 use crate::instance::Secret;
+
+/// The first segment of the executor's own paths.
+const OWN: &str = "/_/";
 
 /// What the front needs to know.
 pub struct Front {
@@ -40,13 +50,39 @@ pub struct FrontLimits {
     pub body_idle: Duration,
 }
 
-/// The routes.
-pub fn router(front: Arc<Front>) -> Router {
+/// Answers requests. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    front: Arc<Front>,
+    router: Router,
+}
+
+impl Service {
+    /// Serves what `front` knows.
+    pub fn new(front: Front) -> Self {
+        let front = Arc::new(front);
+        Self { router: router(Arc::clone(&front)), front }
+    }
+
+    /// Answers one request; a panic of ours becomes a 500.
+    pub async fn serve(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        if request.uri().path().starts_with(OWN) {
+            let answer = self.router.clone().oneshot(request).await;
+            return answer.unwrap_or_else(|never| match never {}).map(AnswerBody::own);
+        }
+        // A call is the warm path: the router's clones and boxes would cost it a tenth of its time.
+        match AssertUnwindSafe(call::call(&self.front, request)).catch_unwind().await {
+            Ok(response) => response,
+            Err(panic) => error::panicked(panic).map(AnswerBody::own),
+        }
+    }
+}
+
+fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/_/health", get(admin::health))
         .route("/_/executions/{id}", get(admin::execution))
-        .route("/_/{*rest}", any(error::no_such_route))
-        .fallback(call::call)
+        .fallback(any(error::no_such_route))
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(CatchPanicLayer::custom(error::panicked))
         .with_state(front)

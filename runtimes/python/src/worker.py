@@ -122,6 +122,7 @@ def main():
             except BaseException as error:
                 raise Refused("init", summary(error), error) from None
     except Refused as refused:
+        wire.end_lines(OUTSIDE)
         wire.post(FAILED, 0, failure(*refused.args))
         wire.flush()
         os._exit(1)

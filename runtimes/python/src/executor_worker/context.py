@@ -11,7 +11,7 @@ import threading
 from contextvars import ContextVar
 
 MAX_TEXT = 8_001  # one more than the host keeps, so that it knows that it cuts
-NOT_THEIRS = (os.path.dirname(os.path.dirname(__file__)) + os.sep, "<frozen importlib")
+NOT_THEIRS = (os.path.dirname(os.path.dirname(__file__)) + "/", os.path.dirname(os.__file__) + "/asyncio/", "<frozen importlib")
 
 dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 dumps_loosely = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode

@@ -93,6 +93,13 @@ class Wire:
         self.post(LOG, call.number, bytes((level,)) + text[:MAX_TEXT].encode("utf-8", "replace"))
         self.posted()
 
+    def end_lines(self, call):
+        """Native output without a newline ends with its call."""
+        partial, call.partial = call.partial, None
+        for text in (partial or {}).values():
+            if text:
+                self.log(call, 3, text)
+
     def take(self):
         """All frames that wait. One taker at a time; others may append at any moment."""
         frames = self.out[:]
@@ -272,11 +279,12 @@ class Worker:
         else:
             body, chunks = answer.body, answer.chunks
         if call.partial:
-            self.end_lines(call)
+            self.wire.end_lines(call)
         if call.holds and not cancelled and chunks is None:
             self.release(call)
         if body is None:
             self.wire.post(ERROR, call.number, fault)
+            call.number = 0
             return None
         length = None
         if chunks is None and len(body) > PIECE:
@@ -286,6 +294,8 @@ class Worker:
             body = call.change[2] + body
         header = RESULT_HEADER.pack(9 + len(head) + len(body), RESULT, call.number, len(head))
         self.wire.out.append(header + head + body)
+        if chunks is None:
+            call.number = 0
         return chunks
 
     def end_stream(self, call, error):
@@ -298,26 +308,16 @@ class Worker:
             reason = summary(error)[:MAX_TEXT]
             self.wire.log(call, 2, trace(error))
         if call.partial:
-            self.end_lines(call)
+            self.wire.end_lines(call)
         if call.holds and not cancelled:
             self.release(call)
         self.wire.post(END, call.number, dumps({"error": reason}).encode("utf-8", "replace") if reason else b"")
+        call.number = 0
 
     def release(self, call):
         """Before the answer is posted: the host may send the next call as soon as it has it."""
         call.holds = False
         self.contexts.append(call.context)
-
-    def end_lines(self, call):
-        """Native output without a newline ends with its call."""
-        partial, call.partial = call.partial, None
-        for text in (partial or {}).values():
-            if text:
-                self.wire.log(call, 3, text)
-
-    def end(self, call):
-        del self.calls[call.number]
-        call.number = 0
 
     async def relay(self, call, chunks):
         """Sends what an iterator yields, on a loop: → what it raised."""
@@ -354,7 +354,7 @@ class Worker:
 
     def leave(self):
         """After STOP, when every Context is stopped: whatever threads the function still has."""
-        self.end_lines(OUTSIDE)
+        self.wire.end_lines(OUTSIDE)
         self.wire.post(STOPPED, 0)
         self.socket.setblocking(True)
         self.wire.flush()

@@ -47,7 +47,7 @@ class Loop(Worker):
 
     async def serve(self, call):
         current.set(call)
-        context = Context(call, self)
+        number, context = call.number, Context(call, self)
         answer = error = None
         call.open = True
         try:
@@ -63,10 +63,11 @@ class Loop(Worker):
             self.end_stream(call, await self.relay(call, chunks))
         call.open = False
         self.posted()
+        current.set(None)
         if call.holds:  # cancelled
             call.task.uncancel()
             await self.discard(call.context)
-        self.end(call)
+        del self.calls[number]
         if self.stopping:
             self.finish_soon()
 
@@ -85,7 +86,7 @@ class Loop(Worker):
             if self.stop:
                 await self.hook(self.stop, context)
         except BaseException as error:
-            self.wire.log(current.get() or OUTSIDE, 2, trace(error))
+            self.wire.log(OUTSIDE, 2, trace(error))
 
     async def call_hook(self, hook, *arguments):
         value = hook(*arguments)

@@ -124,7 +124,7 @@ class Threads(Worker):
             if self.parked:
                 self.ring()
         current.set(call)
-        context = Context(call, self)
+        number, context = call.number, Context(call, self)
         answer = error = None
         if self.start and not call.cancelled:
             self.enter(call, context)
@@ -135,11 +135,11 @@ class Threads(Worker):
         if chunks is not None:
             self.follow(me)  # it is the leader who reads credit
             self.stream(call, chunks)
+        current.set(None)
         if call.holds:  # cancelled
             self.wire.flush()
             self.discard(call.context)
-        self.end(call)
-        current.set(None)
+        del self.calls[number]
         if began and time.monotonic() - began > STEP / 2:
             self.wary = WARY
         # The monitor promotes under this lock, and only the call that it finds in `running`. So
@@ -168,7 +168,7 @@ class Threads(Worker):
             if self.stop:
                 self.hook(self.stop, context)
         except BaseException as error:
-            self.wire.log(current.get() or OUTSIDE, 2, trace(error))
+            self.wire.log(OUTSIDE, 2, trace(error))
 
     def hook(self, hook, *arguments):
         value = hook(*arguments)
