@@ -249,7 +249,11 @@ impl Checker {
 
     fn size(&mut self, flag: &str, text: &str, most: u64) -> Option<u64> {
         let value = units::bytes(text).and_then(|size| {
-            if (1..=most).contains(&size) { Ok(size) } else { Err(format!("`{text}` must be from 1 to {most} bytes")) }
+            if (1..=most).contains(&size) {
+                Ok(size)
+            } else {
+                Err(format!("`{text}` must be from 1 to {most} bytes"))
+            }
         });
         self.check(flag, value)
     }
@@ -294,7 +298,10 @@ impl Config {
         };
         let log = c.check(
             "log",
-            args.log.parse::<tracing_subscriber::EnvFilter>().map(|_| args.log.clone()).map_err(|e| e.to_string()),
+            args.log
+                .parse::<tracing_subscriber::EnvFilter>()
+                .map(|_| args.log.clone())
+                .map_err(|e| e.to_string()),
         );
         let reap_interval = c.time("reap-interval", &l.reap_interval);
         let start_timeout = c.time("start-timeout", &l.start_timeout);
@@ -325,7 +332,8 @@ impl Config {
                 runtimes: args.runtimes.clone(),
                 network: args.network,
                 log: log?,
-                json_logs: args.log_format == LogFormat::Json || (args.log_format == LogFormat::Auto && !terminal),
+                json_logs: args.log_format == LogFormat::Json
+                    || (args.log_format == LogFormat::Auto && !terminal),
                 max_instances: max_instances? as usize,
                 queue: queue? as usize,
                 reap_interval: reap_interval?,

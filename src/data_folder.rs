@@ -57,7 +57,8 @@ impl DataFolder {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(at(root))?;
         let path = root.join("lock");
         let mut options = OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(at(&path))?;
+        let lock =
+            options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(at(&path))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(DataError::InUse(root.to_owned())),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method};
 use futures_util::stream::BoxStream;
+use http::{HeaderMap, Method};
 
 /// A request for a function.
 #[derive(Debug)]

@@ -218,7 +218,12 @@ pub fn read_entry(folder: &Path, name: &str, runtimes: &Runtimes) -> Entry {
     Entry { name: name.into(), function: function.map(Arc::new).map_err(Arc::new), fingerprint }
 }
 
-fn read_function(folder: &Path, name: &str, fingerprint: u64, runtimes: &Runtimes) -> Result<Function, ManifestError> {
+fn read_function(
+    folder: &Path,
+    name: &str,
+    fingerprint: u64,
+    runtimes: &Runtimes,
+) -> Result<Function, ManifestError> {
     let file = folder.join(MANIFEST);
     let fail = |line, message: String| Err(ManifestError { file: file.clone(), line, message });
     if let Err(message) = check_name(name) {
@@ -244,7 +249,13 @@ fn read_function(folder: &Path, name: &str, fingerprint: u64, runtimes: &Runtime
 
 type Fault = (Option<usize>, String);
 
-fn validate(folder: &Path, name: &str, fingerprint: u64, m: Manifest, runtimes: &Runtimes) -> Result<Function, Fault> {
+fn validate(
+    folder: &Path,
+    name: &str,
+    fingerprint: u64,
+    m: Manifest,
+    runtimes: &Runtimes,
+) -> Result<Function, Fault> {
     let runtime = RuntimeRef::parse(m.runtime.get_ref()).map_err(|e| (Some(m.runtime.span().start), e))?;
     let runtime_at = Some(m.runtime.span().start);
     let known = runtimes.get(&runtime.name).ok_or_else(|| {
@@ -258,22 +269,36 @@ fn validate(folder: &Path, name: &str, fingerprint: u64, m: Manifest, runtimes: 
     let ranged = |value: Option<Spanned<u32>>, what: &str, default: u32, low: u32, high: u32| match value {
         None => Ok(default),
         Some(v) if (low..=high).contains(v.get_ref()) => Ok(*v.get_ref()),
-        Some(v) => Err((Some(v.span().start), format!("{what} must be from {low} to {high}, not {}", v.get_ref()))),
+        Some(v) => {
+            Err((Some(v.span().start), format!("{what} must be from {low} to {high}, not {}", v.get_ref())))
+        }
     };
     let max_at = m.max_instances.as_ref().map(|v| v.span().start);
     let concurrency = ranged(m.concurrency, "concurrency", 16, 1, 1024)?;
     let min_instances = ranged(m.min_instances, "min-instances", 0, 0, 1000)?;
     let max_instances = ranged(m.max_instances, "max-instances", 4.max(min_instances), 1, 1000)?;
     if min_instances > max_instances {
-        return Err((max_at, format!("max-instances ({max_instances}) is below min-instances ({min_instances})")));
+        return Err((
+            max_at,
+            format!("max-instances ({max_instances}) is below min-instances ({min_instances})"),
+        ));
     }
     let cpus = match m.cpus {
         None => 1.0,
         Some(v) if (0.01..=1024.0).contains(v.get_ref()) => *v.get_ref(),
-        Some(v) => return Err((Some(v.span().start), format!("cpus must be from 0.01 to 1024, not {}", v.get_ref()))),
+        Some(v) => {
+            return Err((
+                Some(v.span().start),
+                format!("cpus must be from 0.01 to 1024, not {}", v.get_ref()),
+            ));
+        }
     };
-    if let Some(bad) = m.env.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')) {
-        return Err((None, format!("[env] has the name {:?}, which cannot be an environment variable", bad.0)));
+    if let Some(bad) = m.env.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
+    {
+        return Err((
+            None,
+            format!("[env] has the name {:?}, which cannot be an environment variable", bad.0),
+        ));
     }
     let state = match m.state {
         None => None,
@@ -304,7 +329,10 @@ fn validate(folder: &Path, name: &str, fingerprint: u64, m: Manifest, runtimes: 
 /// Whether `name` can be a function: it must be a URL segment that needs no escapes and that we do not keep.
 pub fn check_name(name: &str) -> Result<(), String> {
     let sane = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if !name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()) || !name.bytes().all(sane) || name.len() > 64 {
+    if !name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        || !name.bytes().all(sane)
+        || name.len() > 64
+    {
         return Err(format!(
             "`{name}` cannot be a function's name: use at most 64 letters, digits, `-`, `_`, `.`, a letter or digit first"
         ));
@@ -372,7 +400,8 @@ mod tests {
         std::fs::write(dir.path().join(MANIFEST), manifest).unwrap();
         std::fs::write(dir.path().join("index.js"), "").unwrap();
         let folder = dir.path().canonicalize().unwrap();
-        let runtimes = Runtimes::open(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes")), &folder).unwrap();
+        let runtimes =
+            Runtimes::open(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("runtimes")), &folder).unwrap();
         read_function(&folder, "f", 0, &runtimes)
     }
 

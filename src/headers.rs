@@ -79,8 +79,9 @@ impl<'de> Visitor<'de> for HeadersVisitor {
             for value in values.0 {
                 // Some type libraries join several cookies by newlines.
                 for line in value.split('\n') {
-                    let value = HeaderValue::from_str(line)
-                        .map_err(|_| A::Error::custom(format!("the value of header `{name}` has a control character")))?;
+                    let value = HeaderValue::from_str(line).map_err(|_| {
+                        A::Error::custom(format!("the value of header `{name}` has a control character"))
+                    })?;
                     headers.append(&name, value);
                 }
             }
@@ -93,7 +94,11 @@ impl<'de> Visitor<'de> for HeadersVisitor {
 fn is_ours(name: &HeaderName) -> bool {
     matches!(
         *name,
-        header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE | header::TRAILER | header::CONTENT_LENGTH
+        header::CONNECTION
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+            | header::TRAILER
+            | header::CONTENT_LENGTH
     ) || name.as_str() == "keep-alive"
         || name.as_str() == "proxy-connection"
         || name.as_str().starts_with(RESERVED_PREFIX)
@@ -202,13 +207,16 @@ mod tests {
         headers.append("x-open", HeaderValue::from_static("s"));
         strip_reserved(&mut headers);
         assert_eq!(headers.len(), 1);
-        let out = from_function(r#"{"X-Open-Runtimes-Log-Id":"x","Content-Length":"7","Connection":"close","A":"b"}"#);
+        let out = from_function(
+            r#"{"X-Open-Runtimes-Log-Id":"x","Content-Length":"7","Connection":"close","A":"b"}"#,
+        );
         assert_eq!(out.unwrap().keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
     fn lists_become_lines_and_scalars_text() {
-        let out = from_function(r#"{"set-cookie":["a=1","b=2"],"n":5,"t":true,"none":null,"x":"a\nb"}"#).unwrap();
+        let out =
+            from_function(r#"{"set-cookie":["a=1","b=2"],"n":5,"t":true,"none":null,"x":"a\nb"}"#).unwrap();
         assert_eq!(out.get_all("set-cookie").iter().count(), 2);
         assert_eq!(out["n"], "5");
         assert_eq!(out.get_all("x").iter().count(), 2);
@@ -217,7 +225,9 @@ mod tests {
 
     #[test]
     fn what_http_cannot_carry_is_refused() {
-        assert!(from_function(r#"{"a b":"c"}"#).unwrap_err().to_string().contains("`a b` is not a header name"));
+        assert!(
+            from_function(r#"{"a b":"c"}"#).unwrap_err().to_string().contains("`a b` is not a header name")
+        );
         assert!(from_function(r#"{"a":"c\rd"}"#).unwrap_err().to_string().contains("control character"));
     }
 

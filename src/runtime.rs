@@ -120,10 +120,14 @@ impl Runtimes {
         for item in std::fs::read_dir(&root).map_err(at(&root))? {
             let folder = item.map_err(at(&root))?.path();
             let path = folder.join("runtime.toml");
-            let Some(name) = folder.file_name().and_then(|n| n.to_str()).filter(|_| path.is_file()) else { continue };
+            let Some(name) = folder.file_name().and_then(|n| n.to_str()).filter(|_| path.is_file()) else {
+                continue;
+            };
             let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-            let manifest = toml::from_str(&text)
-                .map_err(|e| RuntimeError::Manifest { path: path.clone(), message: e.to_string().trim().to_owned() })?;
+            let manifest = toml::from_str(&text).map_err(|e| RuntimeError::Manifest {
+                path: path.clone(),
+                message: e.to_string().trim().to_owned(),
+            })?;
             let hash = hash_folder(&folder).map_err(at(&folder))?;
             let runtime = Runtime { name: name.to_owned(), folder: folder.clone(), manifest, hash };
             all.insert(name.to_owned(), Arc::new(runtime));
@@ -196,6 +200,8 @@ fn embedded_files(dir: &'static Dir<'static>, out: &mut Vec<&'static include_dir
     for entry in dir.entries() {
         match entry {
             DirEntry::Dir(dir) => embedded_files(dir, out),
+            // A worker that was run from the source tree leaves these behind.
+            DirEntry::File(file) if file.path().extension().is_some_and(|kind| kind == "pyc") => {}
             DirEntry::File(file) => out.push(file),
         }
     }

@@ -73,7 +73,10 @@ impl Server {
         }
         drop(self.listener);
         if !self.tasks.drain(grace).await {
-            tracing::warn!(connections = self.tasks.len(), "connections were still busy at the end of the grace");
+            tracing::warn!(
+                connections = self.tasks.len(),
+                "connections were still busy at the end of the grace"
+            );
         }
     }
 }
@@ -89,7 +92,11 @@ async fn serve(stream: TcpStream, front: Service, time: TimeLimits, stop: Cancel
         async move { Ok::<_, Infallible>(front.serve(request).await.map(|body| body.guarded(busy))) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS);
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -57,7 +57,8 @@ impl KeyTemplate {
             if open > 0 {
                 parts.push(Part::Constant(rest[..open].to_owned()));
             }
-            let close = rest[open..].find('}').ok_or(format!("the key `{text}` has a `{{` without `}}`; {help}"))?;
+            let close =
+                rest[open..].find('}').ok_or(format!("the key `{text}` has a `{{` without `}}`; {help}"))?;
             let name = &rest[open + 1..open + close];
             parts.push(match name.split_once('.') {
                 Some(("query", n)) if !n.is_empty() => Part::Query(n.to_owned()),
@@ -88,23 +89,25 @@ impl KeyTemplate {
             let missing = |what: String, add: String| KeyError::Missing(what, add);
             match part {
                 Part::Constant(text) => key.push_str(text),
-                Part::Query(name) => key.push_str(
-                    &query_value(&request.query, name).filter(|v| !v.is_empty()).ok_or_else(|| {
-                        missing(format!("query parameter `{name}`"), format!("?{name}=… to the URL"))
-                    })?,
-                ),
+                Part::Query(name) => {
+                    key.push_str(&query_value(&request.query, name).filter(|v| !v.is_empty()).ok_or_else(
+                        || missing(format!("query parameter `{name}`"), format!("?{name}=… to the URL")),
+                    )?);
+                }
                 Part::Header(name) => {
-                    let value = request.headers.get(name.as_str()).map(|v| String::from_utf8_lossy(v.as_bytes()));
-                    key.push_str(
-                        &value
-                            .filter(|v| !v.is_empty())
-                            .ok_or_else(|| missing(format!("header `{name}`"), format!("the header `{name}: …`")))?,
-                    );
+                    let value =
+                        request.headers.get(name.as_str()).map(|v| String::from_utf8_lossy(v.as_bytes()));
+                    key.push_str(&value.filter(|v| !v.is_empty()).ok_or_else(|| {
+                        missing(format!("header `{name}`"), format!("the header `{name}: …`"))
+                    })?);
                 }
                 Part::Path(n) => {
                     let segment = request.path.split('/').filter(|s| !s.is_empty()).nth(n - 1);
                     key.push_str(&percent_decode(segment.ok_or_else(|| {
-                        missing(format!("path segment {n}"), "it to the path after the function's name".to_owned())
+                        missing(
+                            format!("path segment {n}"),
+                            "it to the path after the function's name".to_owned(),
+                        )
                     })?));
                 }
             }
@@ -178,7 +181,10 @@ mod tests {
     #[test]
     fn bound_on_length() {
         assert!(key("{query.id}", "/", &format!("id={}", "x".repeat(MAX_KEY))).is_ok());
-        assert_eq!(key("{query.id}", "/", &format!("id={}", "x".repeat(513))).unwrap_err(), KeyError::TooLong(513));
+        assert_eq!(
+            key("{query.id}", "/", &format!("id={}", "x".repeat(513))).unwrap_err(),
+            KeyError::TooLong(513)
+        );
     }
 
     #[test]

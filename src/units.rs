@@ -7,7 +7,11 @@ use std::time::Duration;
 
 /// Parses `250ms`, `15s`, `1m30s`, `2h`, `30d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("`{text}` is not a duration; write for example \"250ms\", \"15s\", \"1m30s\", \"2h\", \"30d\"");
+    let bad = || {
+        format!(
+            "`{text}` is not a duration; write for example \"250ms\", \"15s\", \"1m30s\", \"2h\", \"30d\""
+        )
+    };
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -35,7 +39,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses `64KiB`, `256MiB`, `1GiB`, `20MB`, or a plain number of bytes.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    let bad = || format!("`{text}` is not a size; write for example \"64KiB\", \"256MiB\", \"1GiB\", or a number of bytes");
+    let bad = || {
+        format!(
+            "`{text}` is not a size; write for example \"64KiB\", \"256MiB\", \"1GiB\", or a number of bytes"
+        )
+    };
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().map_err(|_| bad())?;
@@ -61,7 +69,7 @@ mod tests {
     fn durations() {
         assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(duration("1m30s").unwrap(), Duration::from_secs(90));
-        assert_eq!(duration("1.5h").unwrap(), Duration::from_secs(5400));
+        assert_eq!(duration("1.5h").unwrap(), Duration::from_mins(90));
         for bad in ["", "15", "s", "15 parsecs", "-1s", "1s-", "99999999999999999999d", "1..5s"] {
             assert!(duration(bad).unwrap_err().contains("is not a duration"), "{bad}");
         }

@@ -64,7 +64,8 @@ impl Target {
             let stream = TcpStream::connect((host.trim_matches(['[', ']']), port))
                 .await
                 .with_context(|| format!("nothing answers at {}", self.url))?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
             let exchange = async {
                 let (parts, body) = sender.send_request(request).await?.into_parts();
                 let body = body.collect().await?.to_bytes();

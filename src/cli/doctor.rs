@@ -96,7 +96,9 @@ fn check_registry(needless: bool) {
     let text = match (reachable, needless) {
         (true, _) => "the image registry can be reached",
         (false, true) => "the image registry cannot be reached; not needed, the base image is here",
-        (false, false) => "the image registry cannot be reached; make the base image with docker/base-image.sh",
+        (false, false) => {
+            "the image registry cannot be reached; make the base image with docker/base-image.sh"
+        }
     };
     say(reachable || needless, "image registry", text);
 }

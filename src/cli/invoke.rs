@@ -69,9 +69,12 @@ async fn call(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let id = crate::http::call::new_request_id();
     let mut request = http::Request::builder().method(method.as_str()).header("x-request-id", &*id);
     for header in &args.headers {
-        let (name, value) = header.split_once(':').with_context(|| format!("`{header}` must be `name: value`"))?;
-        let name: HeaderName = name.trim().parse().with_context(|| format!("`{name}` is not a header name"))?;
-        let value: HeaderValue = value.trim().parse().with_context(|| format!("the value of `{name}` is not valid"))?;
+        let (name, value) =
+            header.split_once(':').with_context(|| format!("`{header}` must be `name: value`"))?;
+        let name: HeaderName =
+            name.trim().parse().with_context(|| format!("`{name}` is not a header name"))?;
+        let value: HeaderValue =
+            value.trim().parse().with_context(|| format!("the value of `{name}` is not valid"))?;
         request = request.header(name, value);
     }
     if let Some(secret) = &target.secret {
@@ -139,7 +142,8 @@ fn print_json(answer: &http::Response<Bytes>, logs: &[Value]) -> anyhow::Result<
         .headers()
         .keys()
         .map(|name| {
-            let values: Vec<_> = answer.headers().get_all(name).iter().map(|v| crate::headers::text(v)).collect();
+            let values: Vec<_> =
+                answer.headers().get_all(name).iter().map(|v| crate::headers::text(v)).collect();
             (name.to_string(), if values.len() == 1 { json!(values[0]) } else { json!(values) })
         })
         .collect();

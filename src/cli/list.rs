@@ -64,7 +64,7 @@ pub(super) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let entries = function::read_folder(&args.functions, &runtimes)
         .with_context(|| format!("cannot read {}", args.functions.display()))?;
     let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0).max(4);
-    println!("{:width$}  {:14} {:8} {:9} {:8} {}", "NAME", "RUNTIME", "ACCESS", "INSTANCES", "TIMEOUT", "STATE");
+    println!("{:width$}  {:14} {:8} {:9} {:8} STATE", "NAME", "RUNTIME", "ACCESS", "INSTANCES", "TIMEOUT");
     let mut broken = false;
     for entry in &entries {
         match &entry.function {
@@ -99,7 +99,11 @@ pub(super) fn info(args: &InfoArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ask(function: &Arc<Function>, runtimes: &Runtimes, scratch: &Path) -> anyhow::Result<serde_json::Value> {
+async fn ask(
+    function: &Arc<Function>,
+    runtimes: &Runtimes,
+    scratch: &Path,
+) -> anyhow::Result<serde_json::Value> {
     let run_folder = scratch.join("run");
     let path = crate::config::search_path();
     let adapter = Arc::new(ProcessAdapter::new(run_folder.clone(), path));

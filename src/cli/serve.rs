@@ -49,9 +49,9 @@ pub(super) fn serve(args: &ServeArgs, single: Option<&Path>) -> anyhow::Result<E
 
 async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let data = DataFolder::open(&config.data)?;
-    let listener = Server::bind(config.address)
-        .await
-        .with_context(|| format!("cannot listen on {}; is another program there? Try --port", config.address))?;
+    let listener = Server::bind(config.address).await.with_context(|| {
+        format!("cannot listen on {}; is another program there? Try --port", config.address)
+    })?;
     let address = listener.local_addr()?;
     let runtimes = Arc::new(Runtimes::open(config.runtimes.as_deref(), &config.data)?);
     let store = state::open(&config.store)?;
@@ -213,7 +213,11 @@ async fn why_not_docker(docker: &DockerAdapter, runtimes: &Runtimes) -> Option<S
         match docker.can_build(runtime).await {
             Ok(ImageState::Ready(_) | ImageState::Buildable) => {}
             Ok(ImageState::NoBase) => {
-                return Some(format!("because Docker answers, but for {}: {}", runtime.name, ImageState::NoBase));
+                return Some(format!(
+                    "because Docker answers, but for {}: {}",
+                    runtime.name,
+                    ImageState::NoBase
+                ));
             }
             Err(error) => return Some(format!("because Docker answers, but not well: {error}")),
         }
@@ -228,11 +232,18 @@ fn url(address: SocketAddr) -> String {
 }
 
 /// A `curl` line for one of the functions that works when it is pasted.
-fn curl(config: &Config, address: SocketAddr, entries: &[Entry], secrets: &Secrets, show: bool) -> Option<String> {
+fn curl(
+    config: &Config,
+    address: SocketAddr,
+    entries: &[Entry],
+    secrets: &Secrets,
+    show: bool,
+) -> Option<String> {
     let usable = |entry: &&Entry| entry.function.is_ok();
     let stateless = |entry: &&Entry| entry.function.as_ref().is_ok_and(|f| f.state.is_none());
     let greeting = entries.iter().find(|entry| &*entry.name == "hello").filter(usable);
-    let entry = greeting.or_else(|| entries.iter().find(stateless)).or_else(|| entries.iter().find(usable))?;
+    let entry =
+        greeting.or_else(|| entries.iter().find(stateless)).or_else(|| entries.iter().find(usable))?;
     let function = entry.function.as_ref().ok()?;
     let path = if config.single { String::new() } else { entry.name.to_string() };
     let url = url(address);

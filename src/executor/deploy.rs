@@ -52,7 +52,10 @@ impl Executor {
     }
 
     fn deploy(&self, function: &Arc<Function>) -> Arc<Deployment> {
-        let runtime = self.runtimes.get(&function.runtime.name).expect("a function's runtime is checked when it is read");
+        let runtime = self
+            .runtimes
+            .get(&function.runtime.name)
+            .expect("a function's runtime is checked when it is read");
         let key = self.pool.add(Arc::clone(function), runtime);
         Arc::new(Deployment { function: Arc::clone(function), key, entity_waiters: AtomicUsize::new(0) })
     }
@@ -171,4 +174,3 @@ impl Executor {
         }
     }
 }
-

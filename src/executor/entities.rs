@@ -52,14 +52,15 @@ impl Entities {
         while let Some(entity) = turn.entity.take() {
             let next = match self.lock().entry(entity.clone()) {
                 Entry::Vacant(_) => return,
-                Entry::Occupied(mut queue) => match queue.get_mut().pop_front() {
-                    Some(next) => next,
-                    None => {
+                Entry::Occupied(mut queue) => {
+                    let next = queue.get_mut().pop_front();
+                    if next.is_none() {
                         queue.remove();
-                        return;
                     }
-                },
+                    next
+                }
             };
+            let Some(next) = next else { return };
             turn.entity = Some(entity);
             match next.send(turn) {
                 Ok(()) => return,

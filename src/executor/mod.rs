@@ -156,7 +156,12 @@ pub enum CallError {
 
 impl Executor {
     /// An executor without functions; [`Executor::load`] brings them.
-    pub fn new(options: ExecutorOptions, pool: Pool, runtimes: Arc<Runtimes>, store: Arc<dyn StateStore>) -> Arc<Self> {
+    pub fn new(
+        options: ExecutorOptions,
+        pool: Pool,
+        runtimes: Arc<Runtimes>,
+        store: Arc<dyn StateStore>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             options,
             pool,
@@ -203,11 +208,7 @@ impl Executor {
 
     /// Runs `request` on the function. The returned future need not be awaited to its end; the call ends properly
     /// in any case.
-    pub fn call(
-        self: &Arc<Self>,
-        deployment: Arc<Deployment>,
-        request: Request,
-    ) -> FinishAlways<Outcome> {
+    pub fn call(self: &Arc<Self>, deployment: Arc<Deployment>, request: Request) -> FinishAlways<Outcome> {
         let executor = Arc::clone(self);
         self.tasks.finish_always("call", async move {
             let mut execution = Execution { executor, deployment, timings: Timings::default() };
@@ -311,10 +312,16 @@ impl Execution {
             StateAction::Delete => Ok(exists.then_some(Write::Delete)),
             StateAction::Set if answer.state.len() as u64 > limit => {
                 let size = answer.state.len();
-                self.note(request, None, &format!("The state has {size} bytes, more than the limit of {limit}."));
+                self.note(
+                    request,
+                    None,
+                    &format!("The state has {size} bytes, more than the limit of {limit}."),
+                );
                 Err(CallError::Raised)
             }
-            StateAction::Set => Ok(Some(Write::Put { kind: change.kind.into(), bytes: answer.state.clone() })),
+            StateAction::Set => {
+                Ok(Some(Write::Put { kind: change.kind.into(), bytes: answer.state.clone() }))
+            }
         }
     }
 
@@ -342,7 +349,7 @@ impl Execution {
                 Err(self.late(Stage::Function))
             }
             Ok(Err(body)) => Err(body.into()),
-            Ok(Ok((reply, logs))) => self.judge(reply, logs, lease, request),
+            Ok(Ok((reply, logs))) => self.judge(reply, logs.as_ref(), lease, request),
         }
     }
 
@@ -353,7 +360,9 @@ impl Execution {
             Err(_) => return Err(self.late(Stage::Instance)),
             Ok(Ok(lease)) => lease,
             Ok(Err(Refusal::QueueFull(n))) => return Err(CallError::QueueFull(n)),
-            Ok(Err(Refusal::CannotStart(failure, after))) => return Err(CallError::CannotStart(failure, after)),
+            Ok(Err(Refusal::CannotStart(failure, after))) => {
+                return Err(CallError::CannotStart(failure, after));
+            }
             Ok(Err(Refusal::Gone)) if self.executor.is_closing() => return Err(CallError::Closing),
             Ok(Err(Refusal::Gone)) => return self.lease_of_successor(deadline).await,
         };
@@ -378,14 +387,20 @@ impl Execution {
         }
     }
 
-    fn judge(&self, reply: Reply, logs: Option<Logs>, lease: Lease, request: &Request) -> Result<Answer, CallError> {
-        if let Some(logs) = &logs {
+    fn judge(
+        &self,
+        reply: Reply,
+        logs: Option<&Logs>,
+        lease: Lease,
+        request: &Request,
+    ) -> Result<Answer, CallError> {
+        if let Some(logs) = logs {
             self.keep(request, logs.clone());
         }
         match reply {
             Reply::Closed(reason) => Err(CallError::Died(reason)),
             Reply::Error(fault) => {
-                self.note(request, logs.as_ref(), &explain(&fault));
+                self.note(request, logs, &explain(&fault));
                 Err(CallError::Raised)
             }
             Reply::Result { head, state, body } => {
@@ -395,13 +410,16 @@ impl Execution {
                 };
                 let limit = self.executor.options.max_response;
                 if size > limit {
-                    let text = format!("The response has {size} bytes, more than the limit of {limit}. Use res.stream.");
-                    self.note(request, logs.as_ref(), &text);
+                    let text = format!(
+                        "The response has {size} bytes, more than the limit of {limit}. Use res.stream."
+                    );
+                    self.note(request, logs, &text);
                     return Err(CallError::Raised);
                 }
                 if !(200..=599).contains(&head.status) {
-                    let text = format!("The response has the status {}, which HTTP does not allow.", head.status);
-                    self.note(request, logs.as_ref(), &text);
+                    let text =
+                        format!("The response has the status {}, which HTTP does not allow.", head.status);
+                    self.note(request, logs, &text);
                     return Err(CallError::Raised);
                 }
                 Ok(Answer { head, state, body, lease })
@@ -495,7 +513,9 @@ async fn collect(request: &mut Request) -> Result<(), CallError> {
         };
         match timeout_at(deadline.into(), gather).await {
             Ok(result) => result?,
-            Err(_) => return Err(BodyError::Broken("it was not complete at the call's deadline".into()).into()),
+            Err(_) => {
+                return Err(BodyError::Broken("it was not complete at the call's deadline".into()).into());
+            }
         }
         request.body = Body::Full(all.into());
     }

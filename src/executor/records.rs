@@ -20,8 +20,11 @@ pub struct Record {
     pub lines: Vec<LogLine>,
 }
 
+/// Function, request id, lines.
+type Kept = (Arc<str>, Arc<str>, Logs);
+
 #[derive(Default)]
-pub(super) struct Records(Mutex<VecDeque<(Arc<str>, Arc<str>, Logs)>>);
+pub(super) struct Records(Mutex<VecDeque<Kept>>);
 
 impl Records {
     pub(super) fn push(&self, function: &Arc<str>, request: &Arc<str>, logs: Logs) {

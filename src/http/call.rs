@@ -140,7 +140,10 @@ fn route<'a>(front: &Front, path: &'a str) -> (Option<Deployed>, &'a str, &'a st
 }
 
 fn authorized(front: &Front, headers: &HeaderMap) -> bool {
-    front.secret.as_ref().is_none_or(|secret| secret.matches(headers.get(SECRET).map_or(b"", HeaderValue::as_bytes)))
+    front
+        .secret
+        .as_ref()
+        .is_none_or(|secret| secret.matches(headers.get(SECRET).map_or(b"", HeaderValue::as_bytes)))
 }
 
 fn check(parts: &Parts, body: &Incoming, max_body: u64) -> Result<(), Problem> {
@@ -166,7 +169,12 @@ fn check(parts: &Parts, body: &Incoming, max_body: u64) -> Result<(), Problem> {
     let headers: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if headers > MAX_HEADERS {
         let detail = format!("The headers have {headers} bytes; at most {MAX_HEADERS} are allowed.");
-        return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", "Headers too large", detail);
+        return refuse(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers-too-large",
+            "Headers too large",
+            detail,
+        );
     }
     if body.size_hint().lower() > max_body {
         let error = CallError::Body(BodyError::TooLarge(max_body));

@@ -54,7 +54,13 @@ struct Document<'a> {
 
 impl Problem {
     /// A problem without `retry_after`.
-    pub fn new(status: StatusCode, kind: &'static str, title: &'static str, part: &'static str, detail: String) -> Self {
+    pub fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        part: &'static str,
+        detail: String,
+    ) -> Self {
         Self { status, kind, title, part, detail, retry_after: None }
     }
 
@@ -82,7 +88,10 @@ impl Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds as u64));
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            headers.insert(
+                header::ALLOW,
+                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+            );
         }
         response
     }
@@ -122,9 +131,13 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
     use StatusCode as S;
     Some(match error {
         CallError::Unknown(_) => (S::NOT_FOUND, "unknown-function", "Unknown function", "front"),
-        CallError::Broken(_) => (S::SERVICE_UNAVAILABLE, "broken-function", "The function is not deployable", "function"),
+        CallError::Broken(_) => {
+            (S::SERVICE_UNAVAILABLE, "broken-function", "The function is not deployable", "function")
+        }
         CallError::Key(_) => (S::BAD_REQUEST, "no-state-key", "The request does not name its state", "front"),
-        CallError::QueueFull(_) => (S::TOO_MANY_REQUESTS, "queue-full", "Too many calls wait for this function", "front"),
+        CallError::QueueFull(_) => {
+            (S::TOO_MANY_REQUESTS, "queue-full", "Too many calls wait for this function", "front")
+        }
         CallError::CannotStart(why, _) => {
             let part = match why.part {
                 StartPart::Function => "function",
@@ -133,7 +146,9 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
             };
             (S::SERVICE_UNAVAILABLE, "cannot-start", "The function cannot be started", part)
         }
-        CallError::Died(_) => (S::BAD_GATEWAY, "instance-ended", "The instance ended during the call", "function"),
+        CallError::Died(_) => {
+            (S::BAD_GATEWAY, "instance-ended", "The instance ended during the call", "function")
+        }
         CallError::Deadline(_, stage) => {
             let part = match stage {
                 Stage::Entity | Stage::Function => "function",
@@ -143,15 +158,23 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
             (S::GATEWAY_TIMEOUT, "deadline", "No answer in time", part)
         }
         CallError::Raised => return None,
-        CallError::Body(BodyError::TooLarge(_)) => (S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", "front"),
-        CallError::Body(BodyError::Idle(_)) => (S::REQUEST_TIMEOUT, "body-idle", "The body came too slowly", "front"),
-        CallError::Body(BodyError::Broken(_)) => (S::BAD_REQUEST, "body-broken", "The body ended early", "front"),
+        CallError::Body(BodyError::TooLarge(_)) => {
+            (S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large", "front")
+        }
+        CallError::Body(BodyError::Idle(_)) => {
+            (S::REQUEST_TIMEOUT, "body-idle", "The body came too slowly", "front")
+        }
+        CallError::Body(BodyError::Broken(_)) => {
+            (S::BAD_REQUEST, "body-broken", "The body ended early", "front")
+        }
         CallError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
             (S::SERVICE_UNAVAILABLE, "store-unavailable", "The state store is not available", "store")
         }
         CallError::Store(_) => (S::INTERNAL_SERVER_ERROR, "store-failed", "The state store failed", "store"),
         CallError::Conflict => (S::CONFLICT, "state-conflict", "The state was changed by others", "store"),
-        CallError::Closing => (S::SERVICE_UNAVAILABLE, "shutting-down", "The executor is shutting down", "front"),
+        CallError::Closing => {
+            (S::SERVICE_UNAVAILABLE, "shutting-down", "The executor is shutting down", "front")
+        }
     })
 }
 
@@ -197,7 +220,8 @@ pub async fn no_such_route() -> Response {
 /// A defect of ours: the client learns no more than that, the log has the rest.
 #[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
 pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!("a request made the executor panic, which is a defect: {}", text.unwrap_or("unknown"));
     let detail = "The executor has a defect; its log has the details.".to_owned();
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", "front", detail)

@@ -172,7 +172,9 @@ impl Connection {
                 Ok(0) => return "its process ended".to_owned(),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return "its process ended".to_owned(),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return "its process ended".to_owned();
+                }
                 Err(error) => return error.to_string(),
             }
         }
@@ -204,7 +206,9 @@ impl Connection {
                             }
                         }
                         // The reader sees the end of file and knows more.
-                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return std::future::pending().await,
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                            return std::future::pending().await;
+                        }
                         Err(error) => return error.to_string(),
                     }
                 }
@@ -333,7 +337,9 @@ impl Shared {
     }
 
     pub(super) fn send_credit(&self, call: u32, bytes: u32) {
-        self.send(false, |out| frame::encode(out, Kind::Credit, call, |out| out.extend_from_slice(&bytes.to_be_bytes())));
+        self.send(false, |out| {
+            frame::encode(out, Kind::Credit, call, |out| out.extend_from_slice(&bytes.to_be_bytes()));
+        });
     }
 
     /// Nobody waits for this call any more.
@@ -372,7 +378,9 @@ impl Shared {
                 if let (Some(credit), true) = (credit, frame.payload.len() >= 4) {
                     let more = (&frame.payload[..]).get_u32() as usize;
                     if credit.available_permits() + more > WINDOW {
-                        return Err("the worker broke the link's protocol: CREDIT beyond the window".to_owned());
+                        return Err(
+                            "the worker broke the link's protocol: CREDIT beyond the window".to_owned()
+                        );
                     }
                     credit.add_permits(more);
                 }
@@ -393,7 +401,9 @@ impl Shared {
             | Kind::Failed
             | Kind::Call
             | Kind::Cancel
-            | Kind::Stop => Err(format!("the worker broke the link's protocol: {:?} at the wrong time", frame.kind)),
+            | Kind::Stop => {
+                Err(format!("the worker broke the link's protocol: {:?} at the wrong time", frame.kind))
+            }
         }
     }
 
@@ -444,7 +454,9 @@ impl Shared {
         let Some(slot) = slot else { return };
         match (slot.reply, slot.incoming) {
             (Some(sender), _) => drop(sender.send((reply, slot.logs))),
-            (None, Some(incoming)) => incoming.end(Err("the function ended its stream with an error".to_owned())),
+            (None, Some(incoming)) => {
+                incoming.end(Err("the function ended its stream with an error".to_owned()));
+            }
             (None, None) => {}
         }
     }
@@ -467,9 +479,10 @@ impl Shared {
             }
         };
         let request = request.as_deref().unwrap_or("-");
-        match level {
-            Level::Error => tracing::warn!(target: "function", function = %self.function, request, "{}", line.text),
-            _ => tracing::info!(target: "function", function = %self.function, request, "{}", line.text),
+        if level == Level::Error {
+            tracing::warn!(target: "function", function = %self.function, request, "{}", line.text);
+        } else {
+            tracing::info!(target: "function", function = %self.function, request, "{}", line.text);
         }
         if let Some(logs) = logs {
             logs.push(line);
@@ -485,7 +498,8 @@ fn end_of(payload: &[u8]) -> Result<(), String> {
     if payload.is_empty() {
         return Ok(());
     }
-    Err(serde_json::from_slice::<End>(payload).map_or_else(|_| "the function's stream broke off".into(), |e| e.error))
+    Err(serde_json::from_slice::<End>(payload)
+        .map_or_else(|_| "the function's stream broke off".into(), |e| e.error))
 }
 
 /// One call in flight. Dropping it before its reply cancels it in the worker.
@@ -554,7 +568,9 @@ impl Upload {
                     return std::future::pending().await;
                 };
                 permit.forget();
-                shared.send(false, |out| frame::encode(out, Kind::Data, call, |out| out.extend_from_slice(&part)));
+                shared.send(false, |out| {
+                    frame::encode(out, Kind::Data, call, |out| out.extend_from_slice(&part));
+                });
             }
         }
         shared.send(true, |out| frame::encode(out, Kind::End, call, |_| ()));

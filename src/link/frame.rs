@@ -36,10 +36,11 @@ pub enum Kind {
 
 impl Kind {
     fn from_wire(byte: u8) -> Option<Self> {
-        use Kind::{Call, Cancel, Credit, Data, End, Error, Failed, Hello, Init, Log, Ready, Result, Stop, Stopped};
-        let all = [
-            Hello, Init, Ready, Failed, Call, Result, Error, Data, End, Credit, Log, Cancel, Stop, Stopped,
-        ];
+        use Kind::{
+            Call, Cancel, Credit, Data, End, Error, Failed, Hello, Init, Log, Ready, Result, Stop, Stopped,
+        };
+        let all =
+            [Hello, Init, Ready, Failed, Call, Result, Error, Data, End, Credit, Log, Cancel, Stop, Stopped];
         all.get(usize::from(byte).wrapping_sub(1)).copied()
     }
 }

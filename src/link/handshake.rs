@@ -104,13 +104,17 @@ async fn first_with_token(listener: &UnixListener, token: &Secret) -> Result<Uni
         let (mut stream, _) = listener.accept().await.map_err(broken)?;
         let mut buffer = BytesMut::new();
         let hello = match timeout(HELLO_LIMIT, next(&mut stream, &mut buffer, MAX_HELLO)).await {
-            Ok(Ok(frame)) if frame.kind == Kind::Hello => serde_json::from_slice::<Hello>(&frame.payload).ok(),
+            Ok(Ok(frame)) if frame.kind == Kind::Hello => {
+                serde_json::from_slice::<Hello>(&frame.payload).ok()
+            }
             _ => None,
         };
         match hello {
             Some(hello) if hello.protocol != PROTOCOL => {
                 let theirs = hello.protocol;
-                return Err(broken(format!("it speaks version {theirs} of the link, this executor {PROTOCOL}")));
+                return Err(broken(format!(
+                    "it speaks version {theirs} of the link, this executor {PROTOCOL}"
+                )));
             }
             Some(hello) if token.matches(hello.token.as_bytes()) => {
                 tracing::debug!(runtime = hello.runtime, version = hello.version, "worker connected");

@@ -186,7 +186,13 @@ struct StateHead<'a> {
 }
 
 /// Appends the CALL frame of `request`.
-pub fn encode_call(out: &mut Vec<u8>, call: u32, request: &Request, state: Option<StateIn<'_>>, now: Instant) {
+pub fn encode_call(
+    out: &mut Vec<u8>,
+    call: u32,
+    request: &Request,
+    state: Option<StateIn<'_>>,
+    now: Instant,
+) {
     let left = request.deadline.saturating_duration_since(now);
     let head = CallHead {
         id: &request.id,

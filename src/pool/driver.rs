@@ -10,8 +10,8 @@ use crate::adapter::{Adapter, Unit};
 use crate::function::Function;
 use crate::instance::InstanceId;
 use crate::link::{Connection, Ready};
-use crate::pool::ledger::{Acquire, Action, FunctionKey, FunctionLimits, Ledger, Limits, Refusal, Ticket};
 use crate::pool::StartFailure;
+use crate::pool::ledger::{Acquire, Action, FunctionKey, FunctionLimits, Ledger, Limits, Refusal, Ticket};
 use crate::pool::start::{REASON_LIMIT, Starter, adapter_failure, failed, remove_folder};
 use crate::runtime::Runtime;
 use crate::task::Tasks;
@@ -118,7 +118,15 @@ impl Pool {
             closed: false,
         };
         let starts = Semaphore::new(options.starts_at_once);
-        Self { inner: Arc::new(Inner { starter, options, tasks: Tasks::default(), starts, books: Mutex::new(books) }) }
+        Self {
+            inner: Arc::new(Inner {
+                starter,
+                options,
+                tasks: Tasks::default(),
+                starts,
+                books: Mutex::new(books),
+            }),
+        }
     }
 
     /// The adapter, for preparing runtimes.
@@ -212,7 +220,9 @@ impl Pool {
         }
         let controls: Vec<_> = self.inner.lock().controls.values().cloned().collect();
         for control in controls {
-            control.send_if_modified(|control| raise(control, Control::Kill("the executor is shutting down".into())));
+            control.send_if_modified(|control| {
+                raise(control, Control::Kill("the executor is shutting down".into()))
+            });
         }
         self.inner.tasks.drain(REASON_LIMIT * 10).await
     }
@@ -323,7 +333,7 @@ impl Inner {
                 remove_folder(&folder).await;
                 self.lock().controls.remove(&id);
                 tracing::warn!(function = %function.name, instance = %id, "instance did not start: {}", failure.message);
-                self.change(|books, now| books.ledger.failed(key, id, Arc::new(failure), now));
+                self.change(|books, now| books.ledger.failed(key, id, &Arc::new(failure), now));
             }
             Ok((mut unit, ready)) => {
                 let ready_at = Instant::now();
@@ -350,7 +360,7 @@ impl Inner {
         runtime: &Arc<Runtime>,
     ) -> Result<(Box<dyn Unit>, Ready), StartFailure> {
         let version = function.runtime.version.as_deref();
-        self.starter.adapter.prepare(runtime, version).await.map_err(adapter_failure)?;
+        self.starter.adapter.prepare(runtime, version).await.map_err(|e| adapter_failure(&e))?;
         let _permit = self.starts.acquire().await;
         self.starter.start(id, function, runtime, false).await
     }

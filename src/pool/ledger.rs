@@ -209,7 +209,7 @@ impl<H: Clone> Ledger<H> {
     }
 
     /// An instance could not be started; it is gone.
-    pub fn failed(&mut self, key: FunctionKey, id: InstanceId, failure: Arc<StartFailure>, now: Instant) {
+    pub fn failed(&mut self, key: FunctionKey, id: InstanceId, failure: &Arc<StartFailure>, now: Instant) {
         self.forget(key, id);
         if let Some(f) = self.functions.get_mut(&key) {
             f.failures += 1;
@@ -218,7 +218,7 @@ impl<H: Clone> Ledger<H> {
                 let doublings = (f.failures - FAILURES_BEFORE_BACKOFF).min(5);
                 f.retry_at = Some(now + (FIRST_BACKOFF * 2u32.pow(doublings)).min(LONGEST_BACKOFF));
             }
-            f.last_failure = Some(Arc::clone(&failure));
+            f.last_failure = Some(Arc::clone(failure));
             // Others that live or start may still serve the waiters.
             if f.live() == 0 && failure.is_final() {
                 self.refuse_waiters(key, now);
@@ -380,7 +380,8 @@ impl<H: Clone> Ledger<H> {
     /// Stops the instance that has been idle longest, of any other function, to make room. One at a time per
     /// starving function: as many as are ending already will make room too.
     fn evict(&mut self, for_key: FunctionKey, now: Instant) {
-        let ending = self.functions.values().flat_map(|f| &f.instances).filter(|r| !r.phase.is_live()).count();
+        let ending =
+            self.functions.values().flat_map(|f| &f.instances).filter(|r| !r.phase.is_live()).count();
         if ending >= self.starved {
             return;
         }
@@ -401,8 +402,12 @@ impl<H: Clone> Ledger<H> {
             return;
         }
         // The one whose first caller has waited longest comes first.
-        let mut hungry: Vec<_> =
-            self.functions.iter().filter(|(_, f)| f.starved).map(|(key, f)| (f.waiting.front().copied(), *key)).collect();
+        let mut hungry: Vec<_> = self
+            .functions
+            .iter()
+            .filter(|(_, f)| f.starved)
+            .map(|(key, f)| (f.waiting.front().copied(), *key))
+            .collect();
         hungry.sort_unstable();
         for (_, key) in hungry {
             self.scale(key, now);

@@ -47,10 +47,12 @@ impl Phase {
     #[must_use]
     pub fn on(self, event: Event, now: Instant) -> Self {
         let next = match (self, event) {
-            (Self::Stopping, _) => Self::Stopping,
-            (_, Event::Condemned) => Self::Stopping,
+            (Self::Stopping, _)
+            | (_, Event::Condemned)
+            | (Self::Starting, Event::Retired)
+            | (Self::Ready { in_flight: 0, .. }, Event::Retired)
+            | (Self::Draining { in_flight: 0 | 1 }, Event::Released) => Self::Stopping,
             (Self::Starting, Event::Started) => Self::Ready { in_flight: 0, idle_since: now },
-            (Self::Starting, Event::Retired) => Self::Stopping,
             (Self::Ready { in_flight, idle_since }, Event::Leased) => {
                 Self::Ready { in_flight: in_flight + 1, idle_since }
             }
@@ -58,10 +60,8 @@ impl Phase {
                 debug_assert!(in_flight > 0);
                 Self::Ready { in_flight: in_flight.saturating_sub(1), idle_since: now }
             }
-            (Self::Ready { in_flight: 0, .. }, Event::Retired) => Self::Stopping,
             (Self::Ready { in_flight, .. }, Event::Retired) => Self::Draining { in_flight },
             (Self::Draining { in_flight }, Event::Leased) => Self::Draining { in_flight: in_flight + 1 },
-            (Self::Draining { in_flight: 0 | 1 }, Event::Released) => Self::Stopping,
             (Self::Draining { in_flight }, Event::Released) => Self::Draining { in_flight: in_flight - 1 },
             (phase, _) => phase,
         };

@@ -39,8 +39,15 @@ impl Starter {
     }
 
     /// Loads the function without running its `init` hook, gives what it says of itself, and ends it.
-    pub async fn info(&self, function: &Arc<Function>, runtime: &Arc<Runtime>) -> Result<ReadyMessage, StartFailure> {
-        self.adapter.prepare(runtime, function.runtime.version.as_deref()).await.map_err(adapter_failure)?;
+    pub async fn info(
+        &self,
+        function: &Arc<Function>,
+        runtime: &Arc<Runtime>,
+    ) -> Result<ReadyMessage, StartFailure> {
+        self.adapter
+            .prepare(runtime, function.runtime.version.as_deref())
+            .await
+            .map_err(|e| adapter_failure(&e))?;
         let id = InstanceId::new();
         let started = self.start(id, function, runtime, true).await;
         let result = match started {
@@ -76,10 +83,11 @@ impl Starter {
             failed(format!("cannot make the instance's socket {}: {error}", launch.socket.display()))
         })?;
         let deadline = tokio::time::Instant::now() + self.limit;
-        let mut unit = self.adapter.start(&launch).await.map_err(adapter_failure)?;
+        let mut unit = self.adapter.start(&launch).await.map_err(|e| adapter_failure(&e))?;
         let directory = self.adapter.code_directory(function);
         let limits = self.worker_limits;
-        let init = Init { function, directory: &directory, entrypoint: &function.entrypoint, info_only, limits };
+        let init =
+            Init { function, directory: &directory, entrypoint: &function.entrypoint, info_only, limits };
         let outcome = tokio::select! {
             ready = link::accept(listener, &launch.socket, &launch.token, &init, deadline) => ready,
             exit = unit.ended() => Err(HandshakeError::Broken(exit.to_string().into())),
@@ -119,8 +127,9 @@ pub(super) fn failed(message: String) -> StartFailure {
     StartFailure { part: StartPart::Adapter, message, stack: String::new() }
 }
 
-pub(super) fn adapter_failure(error: AdapterError) -> StartFailure {
-    let part = if matches!(error, AdapterError::Missing(_)) { StartPart::Runtime } else { StartPart::Adapter };
+pub(super) fn adapter_failure(error: &AdapterError) -> StartFailure {
+    let part =
+        if matches!(error, AdapterError::Missing(_)) { StartPart::Runtime } else { StartPart::Adapter };
     StartFailure { part, message: error.to_string(), stack: String::new() }
 }
 

@@ -25,7 +25,7 @@ pub(super) const REMOVE: Duration = Duration::from_secs(20);
 /// State and last words of a container that is about to be removed. They are a courtesy, so they get little.
 pub(super) const WORDS: Duration = Duration::from_secs(2);
 /// One image build, with its downloads.
-pub(super) const BUILD: Duration = Duration::from_secs(15 * 60);
+pub(super) const BUILD: Duration = Duration::from_mins(15);
 
 /// bollard's own limit on the head of an answer. Only a net below the limits above, which are all shorter, and for
 /// builds, where Docker stays silent while it takes in the context.

@@ -18,11 +18,13 @@ use crate::runtime::Runtime;
 const LOCATE_LIMIT: Duration = Duration::from_secs(10);
 
 type Found = Result<(PathBuf, String), AdapterError>;
+/// A runtime and the version asked for.
+type Wanted = (String, Option<String>);
 
 pub(super) struct Programs {
     path: String,
     /// The lock is held while one is looked for: others who want the same wait for the same answer.
-    known: Mutex<HashMap<(String, Option<String>), (PathBuf, String)>>,
+    known: Mutex<HashMap<Wanted, (PathBuf, String)>>,
 }
 
 impl Programs {
@@ -58,14 +60,18 @@ impl Programs {
             None => format!("{} {} or later", runtime.name, part.minimum),
         };
         let found = if seen.is_empty() { "none is in PATH".to_owned() } else { seen.join("; ") };
-        let message = format!("{wanted} is needed on this host, but {found}. Install it ({}), or use --adapter docker", part.install);
+        let message = format!(
+            "{wanted} is needed on this host, but {found}. Install it ({}), or use --adapter docker",
+            part.install
+        );
         Err(AdapterError::Missing(message.into()))
     }
 }
 
 fn find_in_path(path: &str, name: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
-    let executable = |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let executable =
+        |file: &Path| file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
     std::env::split_paths(path).map(|folder| folder.join(name)).find(|file| executable(file))
 }
 

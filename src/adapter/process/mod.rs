@@ -65,17 +65,26 @@ impl ProcessAdapter {
     }
 
     /// Whether this host has the runtime; the path and version, or what to do about it.
-    pub async fn locate(&self, runtime: &Runtime, version: Option<&str>) -> Result<(PathBuf, String), AdapterError> {
+    pub async fn locate(
+        &self,
+        runtime: &Runtime,
+        version: Option<&str>,
+    ) -> Result<(PathBuf, String), AdapterError> {
         self.programs.locate(runtime, version).await
     }
 
     async fn launch(&self, launch: &Launch) -> Result<ProcessUnit, AdapterError> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| AdapterError::Failed(format!("{what}: {error}").into());
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
+            AdapterError::Failed(format!("{what}: {error}").into())
+        };
         let function = &launch.function;
         let (program, _) = self.locate(&launch.runtime, function.runtime.version.as_deref()).await?;
         let worker = launch.runtime.folder.join(&launch.runtime.manifest.worker);
-        let command =
-            launch.runtime.manifest.command_line(&program.to_string_lossy(), &worker.to_string_lossy(), function.memory);
+        let command = launch.runtime.manifest.command_line(
+            &program.to_string_lossy(),
+            &worker.to_string_lossy(),
+            function.memory,
+        );
         let Some((first, rest)) = command.split_first() else {
             return Err(AdapterError::Failed("runtime.toml has an empty command".into()));
         };
@@ -118,7 +127,17 @@ impl ProcessAdapter {
             self.tasks.spawn("instance stderr", words.clone().gather(err, Arc::clone(&function.name)));
         }
         let orphans = Arc::clone(&self.orphans);
-        Ok(ProcessUnit { child, pid, leader, marker, words, memory: function.memory, exit: None, orphans, gone: false })
+        Ok(ProcessUnit {
+            child,
+            pid,
+            leader,
+            marker,
+            words,
+            memory: function.memory,
+            exit: None,
+            orphans,
+            gone: false,
+        })
     }
 }
 

@@ -102,7 +102,10 @@ fn members(marker: &Marker, leader: Option<Leader>) -> Vec<Pid> {
         let related = leader.is_some_and(|leader| stat.group == leader) || descends(pid);
         related || Pid::from_raw(pid).is_some_and(|pid| marker.is_on(pid))
     };
-    all.iter().filter(|(pid, stat)| !stat.zombie && mine(**pid, stat)).filter_map(|(pid, _)| Pid::from_raw(*pid)).collect()
+    all.iter()
+        .filter(|(pid, stat)| !stat.zombie && mine(**pid, stat))
+        .filter_map(|(pid, _)| Pid::from_raw(*pid))
+        .collect()
 }
 
 /// Kills every process of an instance and waits until none lives; gives how many there were in the first round.
@@ -168,7 +171,10 @@ impl Orphans {
         for (pid, stat) in all() {
             let orphan = stat.zombie && stat.parent == own;
             let leader = self.leaders.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid);
-            if orphan && !leader && let Some(pid) = Pid::from_raw(pid) {
+            if orphan
+                && !leader
+                && let Some(pid) = Pid::from_raw(pid)
+            {
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
             }
         }
