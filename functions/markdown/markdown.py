@@ -124,7 +124,8 @@ def items(lines, at, depth, out):
         ended = len(inner)
         while ended > 1 and not inner[ended - 1]:
             ended -= 1
-        loose = loose or "" in inner[1:ended] or (ended < len(inner) and at < len(lines) and bool(ITEM.match(lines[at])))
+        following = ITEM.match(lines[at]) if ended < len(inner) and at < len(lines) else None
+        loose = loose or "" in inner[1:ended] or bool(following and following[2][-1] == first[2][-1])
         found.append(inner[:ended])
     tag = "ol" if first[3] else "ul"
     start = f' start="{int(first[3])}"' if first[3] and int(first[3]) != 1 else ""
