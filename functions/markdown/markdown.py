@@ -13,7 +13,7 @@ FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`]*)$")
 HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
 ITEM = re.compile(r"( {0,3})([-*+]|(\d{1,9})[.)])( +|$)")
 QUOTE = re.compile(r" {0,3}> ?")
-INLINE = re.compile(r"\\[!-/:-@\[-`{-~]|`+|\*+|_+|\[|\]| *\n")
+INLINE = re.compile(r"\\[!-/:-@\[-`{-~]|`+|\*+|_+|\[|\]|\n")
 SCHEMES = ("http:", "https:", "mailto:")
 ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;", "\0": "\ufffd"})
 
@@ -170,8 +170,13 @@ class Inline:
             start, mark = token.start(), token[0]
             if start < at:
                 continue  # inside a code span or an address
-            self.out.append(escape(self.text[at:start]))
+            plain = self.text[at:start]
             at = token.end()
+            if mark == "\n":
+                line = plain.rstrip(" ")
+                self.out += (escape(line), "<br>\n" if len(plain) - len(line) > 1 else "\n")
+                continue
+            self.out.append(escape(plain))
             if mark[0] == "\\":
                 self.out.append(escape(mark[1]))
             elif mark[0] == "`":
@@ -180,10 +185,8 @@ class Inline:
                 self.emphasis(mark, start, at)
             elif mark == "[":
                 self.push("[")
-            elif mark == "]":
-                at = self.link(at)
             else:
-                self.out.append("<br>\n" if len(mark) > 2 else "\n")
+                at = self.link(at)
         self.out.append(escape(self.text[at:]))
         return "".join(self.out)
 
