@@ -26,9 +26,9 @@ pub struct ServeArgs {
     /// Folder of functions
     #[arg(long, env = "EXECUTOR_FUNCTIONS", default_value = "./functions", value_name = "FOLDER")]
     pub functions: PathBuf,
-    /// Folder for state, secrets and running instances
-    #[arg(long, env = "EXECUTOR_DATA", default_value = "./data", value_name = "FOLDER")]
-    pub data: PathBuf,
+    /// Folder for state, secrets and running instances [default: ./data; run: ./data/only-<name>]
+    #[arg(long, env = "EXECUTOR_DATA", value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
     /// What runs instances; auto: Docker if it can, else processes
     #[arg(long, env = "EXECUTOR_ADAPTER", default_value = "auto", value_name = "ADAPTER")]
     pub adapter: AdapterChoice,
@@ -280,7 +280,8 @@ impl Config {
             let flag = if single.is_some() { "FOLDER" } else { "--functions" };
             c.0.push(format!("{flag}: `{}` is not a folder; {hint}", functions.display()));
         }
-        let data = std::path::absolute(&args.data).unwrap_or_else(|_| args.data.clone());
+        let data = args.data.clone().unwrap_or_else(|| default_data(single));
+        let data = std::path::absolute(&data).unwrap_or(data);
         let room = SOCKET_PATH - SOCKET_TAIL;
         if data.as_os_str().len() > room {
             let length = data.as_os_str().len();
@@ -353,6 +354,15 @@ impl Config {
             })
         };
         make().filter(|_| c.0.is_empty()).ok_or(c.0)
+    }
+}
+
+/// One function alone keeps apart from an executor that serves the whole folder next to it.
+fn default_data(single: Option<&Path>) -> PathBuf {
+    let name = single.and_then(|folder| folder.canonicalize().ok());
+    match name.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()) {
+        Some(name) => Path::new("data").join(format!("only-{name}")),
+        None => PathBuf::from("data"),
     }
 }
 

@@ -52,9 +52,12 @@ impl Server {
     /// Accepts and serves until `stop`, then lets each connection finish its request, at most for `grace`.
     pub async fn run(self, stop: CancellationToken, grace: std::time::Duration) {
         loop {
-            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { break };
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+            let next = async {
+                let permit = Arc::clone(&self.permits).acquire_owned().await;
+                (permit, self.listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
+                next = next => next,
                 () = stop.cancelled() => break,
             };
             match accepted {

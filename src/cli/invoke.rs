@@ -82,6 +82,11 @@ async fn call(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     }
     let path = format!("/{}/{}", args.name, args.path.trim_start_matches('/'));
     let answer = target.send(request, &path, body, limit).await?;
+    if answer.status() == http::StatusCode::UNAUTHORIZED {
+        eprintln!(
+            "hint: this executor was started with a secret of its own; give it as OPEN_RUNTIMES_SECRET or --secret"
+        );
+    }
     let logs = logs(&target, &id).await;
     if args.json { print_json(&answer, &logs) } else { print_text(&answer, &logs) }?;
     Ok(if answer.status().is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -56,7 +56,8 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let runtimes = Arc::new(Runtimes::open(config.runtimes.as_deref(), &config.data)?);
     let store = state::open(&config.store)?;
     let (adapter, why) = choose_adapter(&config, &data, &runtimes).await?;
-    let swept = adapter.sweep().await?;
+    // The predecessor may have used the other adapter.
+    let swept = adapter.sweep().await? + crate::adapter::process::sweep(&data.run_folder());
     if swept > 0 {
         tracing::warn!(instances = swept, "removed instances that an earlier executor left behind");
     }
@@ -194,7 +195,10 @@ async fn choose_adapter(
             Err(error) => Ok((process(), format!("because Docker is not usable: {error}"))),
             Ok(docker) => match why_not_docker(&docker, runtimes).await {
                 None => Ok((Arc::new(docker), "because Docker answers and can run every runtime".into())),
-                Some(why) => Ok((process(), why)),
+                Some(why) => {
+                    docker.sweep().await?;
+                    Ok((process(), why))
+                }
             },
         },
     }

@@ -8,6 +8,8 @@ use crate::link::Logs;
 
 /// Executions kept.
 const MAX_RECORDS: usize = 256;
+/// Bytes of lines kept, as they were when their execution answered.
+const MAX_BYTES: usize = 8 << 20;
 
 /// The lines of one execution.
 #[derive(Debug, serde::Serialize)]
@@ -20,25 +22,64 @@ pub struct Record {
     pub lines: Vec<LogLine>,
 }
 
-/// Function, request id, lines.
-type Kept = (Arc<str>, Arc<str>, Logs);
+struct Kept {
+    function: Arc<str>,
+    request: Arc<str>,
+    logs: Logs,
+    bytes: usize,
+}
 
 #[derive(Default)]
-pub(super) struct Records(Mutex<VecDeque<Kept>>);
+struct Shelf {
+    all: VecDeque<Kept>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+pub(super) struct Records(Mutex<Shelf>);
 
 impl Records {
     pub(super) fn push(&self, function: &Arc<str>, request: &Arc<str>, logs: Logs) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() == MAX_RECORDS {
-            all.pop_front();
+        let bytes = logs.bytes();
+        let kept = Kept { function: Arc::clone(function), request: Arc::clone(request), logs, bytes };
+        let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shelf.bytes += bytes;
+        shelf.all.push_back(kept);
+        while shelf.all.len() > MAX_RECORDS || (shelf.bytes > MAX_BYTES && shelf.all.len() > 1) {
+            let gone = shelf.all.pop_front();
+            shelf.bytes -= gone.map_or(0, |kept| kept.bytes);
         }
-        all.push_back((Arc::clone(function), Arc::clone(request), logs));
     }
 
     pub(super) fn get(&self, request: &str) -> Option<Record> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (function, request, logs) = all.iter().rev().find(|(_, id, _)| &**id == request)?.clone();
-        drop(all);
+        let shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = shelf.all.iter().rev().find(|kept| &*kept.request == request)?;
+        let (function, request, logs) =
+            (Arc::clone(&kept.function), Arc::clone(&kept.request), kept.logs.clone());
+        drop(shelf);
         Some(Record { function, request, lines: logs.lines() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::execution::Level;
+
+    fn logs(bytes: usize) -> Logs {
+        let logs = Logs::default();
+        (0..bytes / 1000).for_each(|_| logs.push(LogLine { level: Level::Log, text: "x".repeat(1000) }));
+        logs
+    }
+
+    #[test]
+    fn bounds_on_number_and_size() {
+        let records = Records::default();
+        let push = |n: usize, size| records.push(&"f".into(), &n.to_string().into(), logs(size));
+        (0..=MAX_RECORDS).for_each(|n| push(n, 0));
+        assert!(records.get("0").is_none() && records.get("1").is_some());
+        (1000..1020).for_each(|n| push(n, 900_000));
+        assert!(records.get("1019").is_some() && records.get("1000").is_none());
+        assert!(records.0.lock().unwrap().bytes <= MAX_BYTES);
     }
 }

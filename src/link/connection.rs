@@ -85,6 +85,11 @@ impl Logs {
         lines
     }
 
+    /// What the lines take.
+    pub fn bytes(&self) -> usize {
+        lock(&self.0).bytes
+    }
+
     /// Adds a line, or counts it when the book is full.
     pub fn push(&self, line: LogLine) {
         let mut book = lock(&self.0);

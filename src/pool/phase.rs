@@ -47,9 +47,10 @@ impl Phase {
     #[must_use]
     pub fn on(self, event: Event, now: Instant) -> Self {
         let next = match (self, event) {
-            (Self::Stopping, _) | (_, Event::Condemned) |
-(Self::Starting | Self::Ready { in_flight: 0, .. }, Event::Retired) |
-(Self::Draining { in_flight: 0 | 1 }, Event::Released) => Self::Stopping,
+            (Self::Stopping, _)
+            | (_, Event::Condemned)
+            | (Self::Starting | Self::Ready { in_flight: 0, .. }, Event::Retired)
+            | (Self::Draining { in_flight: 0 | 1 }, Event::Released) => Self::Stopping,
             (Self::Starting, Event::Started) => Self::Ready { in_flight: 0, idle_since: now },
             (Self::Ready { in_flight, idle_since }, Event::Leased) => {
                 Self::Ready { in_flight: in_flight + 1, idle_since }

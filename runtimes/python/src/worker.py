@@ -85,6 +85,19 @@ def read_init(connection):
     return json.loads(exactly(length - 5))
 
 
+def isolate(wire):
+    """Processes that the function makes have no part in the link, and do not run this file again."""
+
+    def forked():
+        Output.forked = True
+        wire.posted = wire.out.clear
+        wire.socket.close()  # else the host would not see this process end
+
+    os.register_at_fork(after_in_child=forked)
+    global __file__
+    del __file__  # multiprocessing would import it in each child that it spawns
+
+
 def main():
     link, token = os.environ.pop("EXECUTOR_LINK", None), os.environ.pop("EXECUTOR_TOKEN", "")
     if not link:
@@ -110,6 +123,7 @@ def main():
         pass  # its files can still be opened by their whole path
     sys.argv = [init["entrypoint"]]
     sys.dont_write_bytecode = True  # the function's folder is not ours, and may be watched for changes
+    isolate(wire)
     sys.stdout, sys.stderr = Output(wire, OUTSIDE, sys.__stdout__), Output(wire, OUTSIDE, sys.__stderr__)
     try:
         function = load(directory, init["entrypoint"])

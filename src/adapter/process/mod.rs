@@ -172,8 +172,9 @@ impl Adapter for ProcessAdapter {
     }
 }
 
-/// Ends what a predecessor recorded in `run_folder`, and removes the folders.
-fn sweep(run_folder: &std::path::Path) -> usize {
+/// Ends what a predecessor recorded in `run_folder`, and removes the folders; gives how many instances it ended.
+/// Blocks for a short time.
+pub fn sweep(run_folder: &std::path::Path) -> usize {
     let Ok(items) = std::fs::read_dir(run_folder) else { return 0 };
     let mut found = 0;
     for item in items.flatten() {

@@ -11,7 +11,8 @@ import threading
 from contextvars import ContextVar
 
 MAX_TEXT = 8_001  # one more than the host keeps, so that it knows that it cuts
-NOT_THEIRS = (os.path.dirname(os.path.dirname(__file__)) + "/", os.path.dirname(os.__file__) + "/asyncio/", "<frozen importlib")
+OWN = os.path.dirname(os.path.dirname(__file__)) + "/"
+NOT_THEIRS = (OWN, os.path.dirname(os.__file__) + "/asyncio/", "<frozen importlib")
 
 dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 dumps_loosely = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
@@ -41,6 +42,11 @@ def trace(error, whole=False):
     while not whole and frames and frames.tb_frame.f_code.co_filename.startswith(NOT_THEIRS):
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames)).rstrip("\n")
+
+
+def has(value, method):
+    """Asks the type: to ask a value of the user's may run code of theirs."""
+    return hasattr(type(value), method)
 
 
 def octets(body):
@@ -151,7 +157,7 @@ class Responses:
         return self.text(body, status, headers)
 
     def stream(self, chunks, status=200, headers=None):
-        if not hasattr(chunks, "__aiter__"):
+        if not has(chunks, "__aiter__"):
             chunks = iter(chunks)
         return Answer(status, headers and lowered(headers), b"", chunks)
 
@@ -230,6 +236,7 @@ class Output(io.TextIOBase):
 
     encoding, errors = "utf-8", "replace"
     lock = threading.RLock()  # re-entered when a finalizer prints in the middle of a print
+    forked = False  # in a child process: the link is not its own
 
     def __init__(self, wire, outside, real):
         self.wire = wire
@@ -242,6 +249,9 @@ class Output(io.TextIOBase):
         size = len(text)
         if not isinstance(text, str):
             text = bytes(text).decode("utf-8", "replace")
+        if self.forked:
+            self.real.write(text)
+            return size
         call = current.get() or self.outside
         with self.lock:
             if call.partial is None:

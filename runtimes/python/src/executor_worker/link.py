@@ -18,7 +18,7 @@ from _thread import allocate_lock
 from collections import deque
 from struct import Struct
 
-from .context import JSON_HEADERS, MAX_TEXT, Answer, dumps, octets, trace
+from .context import JSON_HEADERS, MAX_TEXT, Answer, dumps, has, octets, trace
 
 HELLO, INIT, READY, FAILED, CALL, RESULT, ERROR = range(1, 8)
 DATA, END, CREDIT, LOG, CANCEL, STOP, STOPPED = range(8, 15)
@@ -46,7 +46,10 @@ def failure(kind, message, error=None):
 
 
 def summary(error):
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # its own `__str__` is wrong, and this here is not user code any more
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -324,7 +327,7 @@ class Worker:
         from asyncio import get_running_loop, sleep
 
         loop = get_running_loop()
-        plain = not hasattr(chunks, "__aiter__")
+        plain = not has(chunks, "__aiter__")
         error = None
         try:
             chunks = chunks if plain else aiter(chunks)
@@ -344,9 +347,9 @@ class Worker:
         except BaseException as raised:
             error = raised
         try:  # a generator's `finally` runs now, not when it is collected
-            if hasattr(chunks, "aclose"):
+            if has(chunks, "aclose"):
                 await chunks.aclose()
-            elif hasattr(chunks, "close"):
+            elif has(chunks, "close"):
                 chunks.close()
         except BaseException as raised:
             error = error or raised
@@ -356,7 +359,6 @@ class Worker:
         """After STOP, when every Context is stopped: whatever threads the function still has."""
         self.wire.end_lines(OUTSIDE)
         self.wire.post(STOPPED, 0)
-        self.socket.setblocking(True)
         self.wire.flush()
         for real in (sys.__stdout__, sys.__stderr__):
             try:

@@ -8,7 +8,7 @@ import os
 import time
 from _thread import get_ident
 
-from .context import Context, current, trace
+from .context import Context, current, has, trace
 from .link import BACKLOG, MAX_FRAME, OUTSIDE, Worker, die, run_loop
 
 PAUSE = 0.001  # while too much waits to be sent
@@ -90,7 +90,7 @@ class Loop(Worker):
 
     async def call_hook(self, hook, *arguments):
         value = hook(*arguments)
-        return await value if hasattr(value, "__await__") else value
+        return await value if has(value, "__await__") else value
 
     def hook(self, hook, *arguments):
         made = self.call_hook(hook, *arguments)
@@ -108,7 +108,9 @@ class Loop(Worker):
     async def finish(self):
         while self.contexts:
             await self.discard(self.contexts.pop())
+        self.socket.setblocking(True)
         self.wire.out.insert(0, self.unsent)
+        self.unsent = b""
         self.leave()
 
     def posted(self):

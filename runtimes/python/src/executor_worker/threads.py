@@ -20,7 +20,7 @@ import threading
 import time
 from _thread import allocate_lock, get_ident, start_new_thread
 
-from .context import Answer, Context, current, octets, trace
+from .context import Answer, Context, current, has, octets, trace
 from .link import BACKLOG, DATA, DONE, OUTSIDE, Interrupted, Worker, die, run_loop
 
 STEP = 0.002  # of the monitor: a call that it sees twice is slow
@@ -172,7 +172,7 @@ class Threads(Worker):
 
     def hook(self, hook, *arguments):
         value = hook(*arguments)
-        return self.wait_for(value) if hasattr(value, "__await__") else value
+        return self.wait_for(value) if has(value, "__await__") else value
 
     def guard(self, call, function, *arguments):
         """Runs user code so that CANCEL can break into it: → (value, error).
@@ -198,7 +198,7 @@ class Threads(Worker):
                 interrupt(call.thread, None)
         except Interrupted:
             call.open = False
-        if type(value) is not Answer and hasattr(value, "__await__"):
+        if type(value) is not Answer and has(value, "__await__"):
             try:  # not open: it is its task that is cancelled, and then this wait ends by itself
                 value = self.wait_for(value, call)
             except BaseException as raised:
@@ -213,7 +213,7 @@ class Threads(Worker):
             self.loop.call_soon_threadsafe(call.task.cancel)
 
     def stream(self, call, chunks):
-        if hasattr(chunks, "__aiter__"):
+        if has(chunks, "__aiter__"):
             self.end_stream(call, self.wait_for(self.relay(call, chunks), call))
             return
         error = None
@@ -227,7 +227,7 @@ class Threads(Worker):
                 except BaseException as raised:
                     error = raised
         try:
-            if hasattr(chunks, "close"):
+            if has(chunks, "close"):
                 chunks.close()  # a generator's `finally` runs now, not when it is collected
         except BaseException as raised:
             error = error or raised
