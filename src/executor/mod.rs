@@ -231,7 +231,11 @@ impl Executor {
         }
         let left = grace.saturating_sub(begun.elapsed()).max(Duration::from_secs(1));
         if !self.pool.shutdown(left).await {
-            tracing::warn!("some instances did not end; the next start removes them");
+            tracing::warn!("some instances did not end");
+        }
+        // A start that was cut off may have left something that has no owner.
+        if let Err(error) = self.pool.adapter().sweep().await {
+            tracing::warn!("cannot look for what instances left behind: {error}; the next start does it");
         }
         self.store.close().await;
     }

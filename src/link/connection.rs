@@ -26,6 +26,9 @@ use crate::link::stream::{Incoming, ResponseStream};
 /// Bytes of log lines kept per call; later lines are counted, not kept.
 pub const MAX_CALL_LOG: usize = 1 << 20;
 
+/// What [`Connection::run`] gives when the other side is simply gone.
+pub const PROCESS_ENDED: &str = "its process ended";
+
 /// A ready worker.
 #[derive(Clone)]
 pub struct Connection {
@@ -143,16 +146,15 @@ impl Connection {
     }
 
     /// Reads and writes until the connection ends; gives the reason. Must be driven for calls to move.
-    /// Dropping it closes the connection.
+    ///
+    /// Open calls wait until [`Connection::close`] tells them: the owner may know better than the end of a file why
+    /// the instance ended.
     pub async fn run(&self, buffered: BytesMut) -> Arc<str> {
-        let _guard = CloseOnDrop(&self.shared);
-        let reason = tokio::select! {
-            error = self.read(buffered) => error,
-            error = self.write() => error,
-            () = self.shared.closing.notified() => String::new(),
-        };
-        self.shared.close(&reason);
-        self.shared.closed.get().cloned().unwrap_or_default()
+        tokio::select! {
+            error = self.read(buffered) => error.into(),
+            error = self.write() => error.into(),
+            () = self.shared.closing.notified() => self.shared.closed.get().cloned().unwrap_or_default(),
+        }
     }
 
     async fn read(&self, mut buffer: BytesMut) -> String {
@@ -174,11 +176,11 @@ impl Connection {
                 return error.to_string();
             }
             match shared.stream.try_read_buf(&mut buffer) {
-                Ok(0) => return "its process ended".to_owned(),
+                Ok(0) => return PROCESS_ENDED.to_owned(),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return "its process ended".to_owned();
+                    return PROCESS_ENDED.to_owned();
                 }
                 Err(error) => return error.to_string(),
             }
@@ -270,14 +272,6 @@ impl Connection {
     /// Ends the connection; open calls get `reason`.
     pub fn close(&self, reason: &str) {
         self.shared.close(reason);
-    }
-}
-
-struct CloseOnDrop<'a>(&'a Shared);
-
-impl Drop for CloseOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.close("the instance was stopped");
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use crate::adapter::{Adapter, Unit};
 use crate::function::Function;
 use crate::instance::InstanceId;
+use crate::link::connection::PROCESS_ENDED;
 use crate::link::{Connection, Ready};
 use crate::pool::StartFailure;
 use crate::pool::ledger::{Acquire, Action, FunctionKey, FunctionLimits, Ledger, Limits, Refusal, Ticket};
@@ -380,9 +381,13 @@ impl Inner {
         self.tasks.spawn("link", async move {
             let _ = gone.send(driven.run(ready.buffered).await);
         });
+        let mut fault = None;
         let wish = tokio::select! {
             wish = wishes.wait_for(|wish| *wish != Control::Run) => wish.map_or(Control::Stop, |w| w.clone()),
-            _ = &mut link_ended => Control::Run,
+            reason = &mut link_ended => {
+                fault = reason.ok().filter(|reason| &**reason != PROCESS_ENDED);
+                Control::Run
+            }
             _ = unit.ended() => Control::Run,
         };
         condemn();
@@ -408,9 +413,10 @@ impl Inner {
                 reason.to_string()
             }
             Control::Run => {
-                let exit = match tokio::time::timeout(REASON_LIMIT, unit.ended()).await {
-                    Ok(exit) => exit.to_string(),
-                    Err(_) => "its worker closed the link".to_owned(),
+                let exit = match (fault, tokio::time::timeout(REASON_LIMIT, unit.ended()).await) {
+                    (Some(fault), _) => fault.to_string(),
+                    (None, Ok(exit)) => exit.to_string(),
+                    (None, Err(_)) => "its worker closed the link".to_owned(),
                 };
                 connection.close(&exit);
                 unit.kill().await;

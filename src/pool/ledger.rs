@@ -206,6 +206,8 @@ impl<H: Clone> Ledger<H> {
         f.retry_at = None;
         self.serve(key, now);
         self.settle(key, now);
+        // Those it was started for may have left: then it is idle and can make room for others.
+        self.feed_the_starved(now);
     }
 
     /// An instance could not be started; it is gone.
@@ -224,28 +226,33 @@ impl<H: Clone> Ledger<H> {
                 self.refuse_waiters(key, now);
             }
         }
-        self.scale(key, now);
+        // The free place belongs to those who have nothing, before this function's next attempt.
         self.feed_the_starved(now);
+        self.scale(key, now);
         self.settle(key, now);
     }
 
     /// A call ended.
     pub fn release(&mut self, key: FunctionKey, id: InstanceId, now: Instant) {
         let Some(f) = self.functions.get_mut(&key) else { return };
-        let keep = !f.waiting.is_empty();
+        let (keep, retired) = (!f.waiting.is_empty(), f.retired);
         let Some(record) = f.record(id) else { return };
         if keep && let Phase::Draining { in_flight } = record.phase {
             // One of those who wait takes the place at once.
             record.phase = Phase::Draining { in_flight: in_flight - 1 };
             self.serve(key, now);
-            return;
+        } else {
+            let before = record.phase;
+            record.phase = record.phase.on(Event::Released, now);
+            if before.is_live() && !record.phase.is_live() {
+                self.actions.push(Action::Stop(id));
+            } else if keep {
+                self.serve(key, now);
+            }
         }
-        let before = record.phase;
-        record.phase = record.phase.on(Event::Released, now);
-        if before.is_live() && !record.phase.is_live() {
-            self.actions.push(Action::Stop(id));
-        } else if keep {
-            self.serve(key, now);
+        if retired {
+            // That may have been the last one who waited.
+            self.settle(key, now);
         }
         if self.starved > 0 {
             self.feed_the_starved(now);
@@ -264,8 +271,8 @@ impl<H: Clone> Ledger<H> {
     /// An instance has ended and nothing of it is left.
     pub fn ended(&mut self, key: FunctionKey, id: InstanceId, now: Instant) {
         self.forget(key, id);
-        self.scale(key, now);
         self.feed_the_starved(now);
+        self.scale(key, now);
         self.settle(key, now);
     }
 

@@ -216,11 +216,17 @@ fn identify(connection: &Connection, path: &Path) -> Result<usize, StoreError> {
     }
 }
 
+/// Bytes of a page. Commits write whole pages, most values are small, and entities that are used together are seldom
+/// neighbours: a quarter of SQLite's usual page means a quarter of the bytes to write, check and sync.
+pub(super) const PAGE_BYTES: usize = 1024;
+
 /// Takes the database to the newest schema, in one transaction.
 fn migrate(connection: &Connection, steps_done: usize) -> rusqlite::Result<()> {
     if steps_done == STEPS.len() {
         return Ok(());
     }
+    // Takes effect in an empty database only.
+    connection.pragma_update(None, "page_size", PAGE_BYTES)?;
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
     for step in &STEPS[steps_done..] {
         transaction.execute_batch(step)?;
