@@ -25,7 +25,7 @@ use serde_json::Value;
 pub use client::{Conn, Outgoing, Reply};
 
 /// Longer than anything here takes, also on a busy machine with two cores.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_mins(1);
 
 /// Asks until there is an answer; panics after `limit`.
 pub fn eventually_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
@@ -176,7 +176,7 @@ impl Home {
             assert!(ended.is_none(), "the executor ended instead of serving: {ended:?}\n{}", server.log());
             server.logged("serving").into_iter().next()
         });
-        server.url = serving["url"].as_str().unwrap().to_owned();
+        serving["url"].as_str().unwrap().clone_into(&mut server.url);
         let kept =
             |name: &str| std::fs::read_to_string(self.data().join(name)).ok().map(|s| s.trim().to_owned());
         server.secret = kept("secret");

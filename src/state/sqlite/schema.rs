@@ -217,7 +217,7 @@ fn identify(connection: &Connection, path: &Path) -> Result<usize, StoreError> {
 }
 
 /// Bytes of a page. Commits write whole pages, most values are small, and entities that are used together are seldom
-/// neighbours: a quarter of SQLite's usual page means a quarter of the bytes to write, check and sync.
+/// neighbours: a quarter of `SQLite`'s usual page means a quarter of the bytes to write, check and sync.
 pub(super) const PAGE_BYTES: usize = 1024;
 
 /// Takes the database to the newest schema, in one transaction.
