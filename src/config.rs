@@ -29,9 +29,9 @@ pub struct ServeArgs {
     /// Folder for state, secrets and running instances [default: ./data; run: ./data/only-<name>]
     #[arg(long, env = "EXECUTOR_DATA", value_name = "FOLDER")]
     pub data: Option<PathBuf>,
-    /// What runs instances; auto: Docker if it can, else processes
+    /// What runs instances: docker, process, or auto: Docker if it can, else processes
     #[arg(long, env = "EXECUTOR_ADAPTER", default_value = "auto", value_name = "ADAPTER")]
-    pub adapter: AdapterChoice,
+    pub adapter: String,
     /// Where state is kept: sqlite:PATH or memory: [default: sqlite:<data>/state.db]
     #[arg(long, env = "EXECUTOR_STORE", value_name = "URL")]
     pub store: Option<String>,
@@ -41,21 +41,21 @@ pub struct ServeArgs {
     /// Key for the operator's API [default: generated, kept in <data>/admin-secret]
     #[arg(long, env = "OPR_EXECUTOR_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub admin_secret: Option<String>,
-    /// Reload a changed function without dropping a call; auto: on in a terminal
+    /// Reload a changed function without dropping a call: on, off, or auto: on in a terminal
     #[arg(long, env = "EXECUTOR_WATCH", default_value = "auto", value_name = "WHEN", num_args = 0..=1, default_missing_value = "on", require_equals = true)]
-    pub watch: Switch,
+    pub watch: String,
     /// Folder of runtimes [default: those inside this binary]
     #[arg(long, env = "EXECUTOR_RUNTIMES", value_name = "FOLDER")]
     pub runtimes: Option<PathBuf>,
     /// Network of function containers: bridge reaches out, none does not
     #[arg(long, env = "EXECUTOR_NETWORK", default_value = "bridge", value_name = "NETWORK")]
-    pub network: NetworkChoice,
+    pub network: String,
     /// What is logged, for example info, debug, executor=debug,function=off
     #[arg(long, env = "EXECUTOR_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
-    /// How it is logged; auto: text in a terminal, else JSON lines
+    /// How it is logged: text, json, or auto: text in a terminal, else JSON lines
     #[arg(long, env = "EXECUTOR_LOG_FORMAT", default_value = "auto", value_name = "FORMAT")]
-    pub log_format: LogFormat,
+    pub log_format: String,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -234,6 +234,15 @@ impl Checker {
         value.map_err(|why| self.0.push(format!("--{flag}: {why}"))).ok()
     }
 
+    fn choice<T: ValueEnum>(&mut self, flag: &str, text: &str) -> Option<T> {
+        let value = T::from_str(text, false).map_err(|_| {
+            let names = T::value_variants().iter().filter_map(T::to_possible_value);
+            let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
+            format!("`{text}` must be one of {}", names.join(", "))
+        });
+        self.check(flag, value)
+    }
+
     fn number(&mut self, flag: &str, text: &str, low: u64, high: u64) -> Option<u64> {
         let value = text.trim().parse::<u64>().ok().filter(|n| (low..=high).contains(n));
         self.check(flag, value.ok_or_else(|| format!("`{text}` must be a number from {low} to {high}")))
@@ -304,6 +313,10 @@ impl Config {
                 .map(|_| args.log.clone())
                 .map_err(|e| e.to_string()),
         );
+        let adapter: Option<AdapterChoice> = c.choice("adapter", &args.adapter);
+        let watch: Option<Switch> = c.choice("watch", &args.watch);
+        let network = c.choice("network", &args.network);
+        let log_format: Option<LogFormat> = c.choice("log-format", &args.log_format);
         let reap_interval = c.time("reap-interval", &l.reap_interval);
         let start_timeout = c.time("start-timeout", &l.start_timeout);
         let cancel_grace = c.time("cancel-grace", &l.cancel_grace);
@@ -322,19 +335,18 @@ impl Config {
                 functions,
                 single: single.is_some(),
                 data,
-                adapter: if single.is_some() { AdapterChoice::Process } else { args.adapter },
+                adapter: if single.is_some() { AdapterChoice::Process } else { adapter? },
                 store: store?,
                 secret: given(args.secret.as_ref()).unwrap_or(match single {
                     Some(_) => SecretSource::Open,
                     None => SecretSource::Kept,
                 }),
                 admin_secret: given(args.admin_secret.as_ref()).unwrap_or(SecretSource::Kept),
-                watch: args.watch == Switch::On || (args.watch == Switch::Auto && terminal),
+                watch: watch? == Switch::On || (watch? == Switch::Auto && terminal),
                 runtimes: args.runtimes.clone(),
-                network: args.network,
+                network: network?,
                 log: log?,
-                json_logs: args.log_format == LogFormat::Json
-                    || (args.log_format == LogFormat::Auto && !terminal),
+                json_logs: log_format? == LogFormat::Json || (log_format? == LogFormat::Auto && !terminal),
                 max_instances: max_instances? as usize,
                 queue: queue? as usize,
                 reap_interval: reap_interval?,

@@ -27,6 +27,9 @@ pub struct Running {
     pub url: String,
     /// Its process.
     pub pid: u32,
+    /// It serves one function at every path.
+    #[serde(default)]
+    pub single: bool,
 }
 
 /// Why the folder cannot be used.
@@ -131,13 +134,13 @@ fn kept_secret(path: &Path) -> Result<Secret, DataError> {
     Ok(secret)
 }
 
-/// Writes a file of mode 0600, all or nothing.
+/// Writes a file of mode 0600, all or nothing. Not synced: after a power loss it may be old, gone or empty, and is then
+/// made anew; start-up need not wait for the disk.
 fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let _ = std::fs::remove_file(&temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;
-    file.sync_all()?;
     std::fs::rename(temporary, path)
 }
 

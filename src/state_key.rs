@@ -42,6 +42,9 @@ pub enum KeyError {
     /// The request lacks the named part.
     #[error("this function keeps state per {0}, and the request has none; add {1}")]
     Missing(String, String),
+    /// A part is not text.
+    #[error("the {0} that names this request's state is not UTF-8")]
+    NotText(String),
     /// The key is too long.
     #[error("the state key of this request has {0} bytes; at most {MAX_KEY} are allowed")]
     TooLong(usize),
@@ -86,30 +89,31 @@ impl KeyTemplate {
     pub fn fill(&self, request: &Request) -> Result<Arc<str>, KeyError> {
         let mut key = String::new();
         for part in &self.0 {
-            let missing = |what: String, add: String| KeyError::Missing(what, add);
-            match part {
-                Part::Constant(text) => key.push_str(text),
-                Part::Query(name) => {
-                    key.push_str(&query_value(&request.query, name).filter(|v| !v.is_empty()).ok_or_else(
-                        || missing(format!("query parameter `{name}`"), format!("?{name}=… to the URL")),
-                    )?);
+            let (what, add, value) = match part {
+                Part::Constant(text) => {
+                    key.push_str(text);
+                    continue;
                 }
+                Part::Query(name) => (
+                    format!("query parameter `{name}`"),
+                    format!("?{name}=… to the URL"),
+                    query_value(&request.query, name),
+                ),
                 Part::Header(name) => {
-                    let value =
-                        request.headers.get(name.as_str()).map(|v| String::from_utf8_lossy(v.as_bytes()));
-                    key.push_str(&value.filter(|v| !v.is_empty()).ok_or_else(|| {
-                        missing(format!("header `{name}`"), format!("the header `{name}: …`"))
-                    })?);
+                    let value = request.headers.get(name.as_str()).map(|value| value.as_bytes().to_vec());
+                    (format!("header `{name}`"), format!("the header `{name}: …`"), value)
                 }
                 Part::Path(n) => {
                     let segment = request.path.split('/').filter(|s| !s.is_empty()).nth(n - 1);
-                    key.push_str(&percent_decode(segment.ok_or_else(|| {
-                        missing(
-                            format!("path segment {n}"),
-                            "it to the path after the function's name".to_owned(),
-                        )
-                    })?));
+                    let add = "it to the path after the function's name".to_owned();
+                    (format!("path segment {n}"), add, segment.map(percent_decode))
                 }
+            };
+            match value.filter(|value| !value.is_empty()).map(String::from_utf8) {
+                Some(Ok(text)) => key.push_str(&text),
+                // Replacing what is not text would make different callers share one entity.
+                Some(Err(_)) => return Err(KeyError::NotText(what)),
+                None => return Err(KeyError::Missing(what, add)),
             }
         }
         if key.len() > MAX_KEY {
@@ -119,21 +123,19 @@ impl KeyTemplate {
     }
 }
 
-fn query_value(query: &str, name: &str) -> Option<String> {
+fn query_value(query: &str, name: &str) -> Option<Vec<u8>> {
+    let decode = |text: &str| percent_decode(&text.replace('+', " "));
     query
         .split('&')
         .filter_map(|item| {
             let (key, value) = item.split_once('=').unwrap_or((item, ""));
-            (percent_decode(key) == name).then(|| percent_decode(&value.replace('+', " ")))
+            (decode(key) == name.as_bytes()).then(|| decode(value))
         })
         .next_back()
 }
 
-/// Decodes `%41`; what is not a valid escape stays as it is, invalid UTF-8 is replaced.
-fn percent_decode(text: &str) -> String {
-    if !text.contains('%') {
-        return text.to_owned();
-    }
+/// Decodes `%41`; what is not a valid escape stays as it is.
+fn percent_decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
@@ -149,7 +151,7 @@ fn percent_decode(text: &str) -> String {
             i += 1;
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 #[cfg(test)]
@@ -176,6 +178,13 @@ mod tests {
         assert!(message.contains("query parameter `id`") && message.contains("?id="), "{message}");
         assert!(key("{path.3}", "/a/b", "").unwrap_err().to_string().contains("path segment 3"));
         assert!(key("{header.x-none}", "/", "").unwrap_err().to_string().contains("x-none"));
+    }
+
+    #[test]
+    fn what_is_not_text_names_no_entity() {
+        for (template, path, query) in [("{query.id}", "/", "id=%FF"), ("{path.1}", "/%FE", "")] {
+            assert!(matches!(key(template, path, query), Err(KeyError::NotText(_))), "{template}");
+        }
     }
 
     #[test]

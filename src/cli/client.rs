@@ -15,6 +15,8 @@ use crate::instance::Secret;
 /// A running executor, found by its data folder or named by its URL.
 pub(super) struct Target {
     pub(super) url: String,
+    /// It serves one function, whose name is not part of the path.
+    pub(super) single: bool,
     pub(super) secret: Option<Secret>,
     pub(super) admin_secret: Option<Secret>,
 }
@@ -33,15 +35,15 @@ impl Target {
             None => (None, None, None),
         };
         let given = |secret: Option<&str>| secret.filter(|s| !s.is_empty()).map(Secret::new);
-        let url = match (url, running) {
-            (Some(url), _) => url.trim_end_matches('/').to_owned(),
-            (None, Some(Running { url, .. })) => url,
+        let (url, single) = match (url, running) {
+            (Some(url), _) => (url.trim_end_matches('/').to_owned(), false),
+            (None, Some(Running { url, single, .. })) => (url, single),
             (None, None) => bail!(
                 "no executor runs with the data folder {}; start one with `executor`, or name it with --url or --data",
                 data.display()
             ),
         };
-        Ok(Self { url, secret: given(secret).or(kept), admin_secret: given(admin).or(kept_admin) })
+        Ok(Self { url, single, secret: given(secret).or(kept), admin_secret: given(admin).or(kept_admin) })
     }
 
     /// Sends a request for `path` and reads the whole answer.

@@ -80,7 +80,8 @@ async fn call(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     if let Some(secret) = &target.secret {
         request = request.header("x-open-runtimes-secret", secret.expose());
     }
-    let path = format!("/{}/{}", args.name, args.path.trim_start_matches('/'));
+    let rest = args.path.strip_prefix('/').unwrap_or(&args.path);
+    let path = if target.single { format!("/{rest}") } else { format!("/{}/{rest}", args.name) };
     let answer = target.send(request, &path, body, limit).await?;
     if answer.status() == http::StatusCode::UNAUTHORIZED {
         eprintln!(

@@ -22,7 +22,7 @@ use crate::instance::Secret;
 use crate::link::message::Limits as WorkerLimits;
 use crate::pool::{Limits, Pool, PoolOptions, Starter};
 use crate::runtime::Runtimes;
-use crate::server::{Server, shutdown_signal};
+use crate::server::{Server, Signals};
 use crate::task::Tasks;
 use crate::{state, telemetry};
 
@@ -71,7 +71,9 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let entries = executor
         .load()
         .with_context(|| format!("cannot read the functions folder {}", config.functions.display()))?;
-    data.write_running(&Running { url: url(address), pid: std::process::id() })?;
+    // Before anybody is told that we serve: from then on a signal must find its handler.
+    let mut signals = Signals::new()?;
+    data.write_running(&Running { url: url(address), pid: std::process::id(), single: config.single })?;
     announce(&config, address, &*adapter, &why, &executor, &entries, &secrets);
     let stop = CancellationToken::new();
     let background = Tasks::default();
@@ -87,24 +89,22 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let grace = config.grace;
     let signal = stop.clone();
     background.spawn("signals", async move {
-        if let Err(error) = shutdown_signal().await {
-            tracing::error!("cannot wait for signals: {error}");
-        }
+        signals.next().await;
         tracing::info!(?grace, "shutting down; a second signal leaves at once");
         signal.cancel();
-        let _ = shutdown_signal().await;
+        signals.next().await;
         std::process::exit(130);
     });
-    let begun = std::time::Instant::now();
     let mut served = Box::pin(server.run(stop.clone(), grace));
     tokio::select! {
         () = &mut served => {}
-        () = stop.cancelled() => {
-            executor.refuse_new_calls();
-            served.await;
-        }
+        () = stop.cancelled() => executor.refuse_new_calls(),
     }
-    executor.shutdown(grace.saturating_sub(begun.elapsed().min(grace))).await;
+    let begun = std::time::Instant::now();
+    if stop.is_cancelled() {
+        served.await;
+    }
+    executor.shutdown(grace.saturating_sub(begun.elapsed())).await;
     data.forget_running();
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
@@ -235,6 +235,12 @@ fn url(address: SocketAddr) -> String {
     format!("http://{host}:{}", address.port())
 }
 
+/// As one word for a shell; a plain path stays as it is.
+fn shell_quoted(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-".contains(&b);
+    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// A `curl` line for one of the functions that works when it is pasted.
 fn curl(
     config: &Config,
@@ -257,7 +263,7 @@ fn curl(
         (Some(_), None) => Some("$OPEN_RUNTIMES_SECRET".to_owned()),
         (Some(secret), Some(_)) if show => Some(secret.expose().to_owned()),
         // Logs are collected and kept; the file is for those who may read it.
-        (Some(_), Some(path)) => Some(format!("$(cat {})", path.display())),
+        (Some(_), Some(path)) => Some(format!("$(cat {})", shell_quoted(&path.to_string_lossy()))),
     };
     Some(match secret {
         Some(secret) => format!("curl -H \"x-open-runtimes-secret: {secret}\" {url}/{path}"),
@@ -286,7 +292,8 @@ fn announce(
         tracing::info!(url, adapter, why, store, functions = good, curl, "serving");
         return;
     }
-    println!("executor {} serves {good} functions at {}", env!("CARGO_PKG_VERSION"), url(address));
+    let functions = if good == 1 { "function" } else { "functions" };
+    println!("executor {} serves {good} {functions} at {}", env!("CARGO_PKG_VERSION"), url(address));
     println!("  adapter   {}, {why}", adapter.name());
     println!("  store     {}", executor.store_name());
     match curl {

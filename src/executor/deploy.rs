@@ -2,7 +2,8 @@
 //!
 //! A changed function is replaced without dropping a call: first an instance of the new version gets ready, then
 //! new calls go to it, then the old version finishes what it has. If the new version cannot be read or does not
-//! start, the old one goes on serving and the log says why.
+//! start, the instances of the old one go on serving and the log says why. Instances load what is in the folder when
+//! they start: one that starts later meets the mistake, and callers are told it.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
@@ -137,7 +138,7 @@ impl Executor {
         let name = &entry.name;
         match (&entry.function, old) {
             (Err(error), Some(Deployed::Serving(old))) => {
-                tracing::error!(function = %name, "{error}; the previous version goes on serving");
+                tracing::error!(function = %name, "{error}; the previous version goes on serving where it runs");
                 self.set(&entry, Deployed::Serving(old));
             }
             (Err(error), _) => {
@@ -148,7 +149,7 @@ impl Executor {
                 let new = self.deploy(function);
                 let warm = self.pool.counts(old.key).0 > 0;
                 if warm && let Err(reason) = self.try_start(&new).await {
-                    tracing::error!(function = %name, "the new version does not start, the previous one goes on serving: {reason}");
+                    tracing::error!(function = %name, "the new version does not start, the previous one goes on serving where it runs: {reason}");
                     self.pool.retire(new.key);
                     self.set(&entry, Deployed::Serving(old));
                     return;

@@ -435,10 +435,13 @@ impl Execution {
     fn cancel(&self, mut call: Call, lease: Lease, request: &Request) {
         self.note(request, None, "Execution timed out.");
         call.cancel();
+        lease.suspend();
         let grace = self.executor.options.cancel_grace;
         let (function, id) = (Arc::clone(&self.deployment.function.name), Arc::clone(&request.id));
         self.executor.tasks.spawn("cancel", async move {
-            if tokio::time::timeout(grace, call.reply()).await.is_err() {
+            if tokio::time::timeout(grace, call.reply()).await.is_ok() {
+                lease.resume();
+            } else {
                 tracing::warn!(%function, request = %id, "a call did not end at its deadline; its instance is replaced");
                 lease.condemn("another call on the same instance did not end at its deadline");
             }

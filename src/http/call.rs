@@ -148,6 +148,12 @@ fn authorized(front: &Front, headers: &HeaderMap) -> bool {
 
 fn check(parts: &Parts, body: &Incoming, max_body: u64) -> Result<(), Problem> {
     let refuse = |status, kind, title, detail| Err(Problem::new(status, kind, title, "front", detail));
+    // RFC 9112, section 3.2.
+    let hosts = parts.headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && parts.version == http::Version::HTTP_11) {
+        let detail = format!("A request has exactly one Host header; this one has {hosts}.");
+        return refuse(StatusCode::BAD_REQUEST, "bad-host", "Host missing or repeated", detail);
+    }
     let known = [
         Method::GET,
         Method::POST,

@@ -428,16 +428,17 @@ impl Shared {
             }
             Ok((head, state, first)) => {
                 let (free, incoming) = (first.len(), Incoming::new(first));
-                let reply = {
+                let (reply, logs) = {
                     let mut calls = lock(&self.calls);
                     let Some(slot) = calls.open.get_mut(&call) else { return Ok(()) };
+                    let Some(reply) = slot.reply.take() else {
+                        return Err(
+                            "the worker broke the link's protocol: two RESULTs for one call".to_owned()
+                        );
+                    };
                     slot.incoming = Some(Arc::clone(&incoming));
                     // Lines of a stream come after its RESULT: both sides must hold the book.
-                    let logs = slot.logs.get_or_insert_default().clone();
-                    slot.reply.take().map(|reply| (reply, logs))
-                };
-                let Some((reply, logs)) = reply else {
-                    return Err("the worker broke the link's protocol: two RESULTs for one call".to_owned());
+                    (reply, slot.logs.get_or_insert_default().clone())
                 };
                 let shared = Arc::clone(self);
                 let stream = ResponseStream { incoming, shared, call, owed: 0, first: free, done: false };

@@ -110,13 +110,14 @@ async fn first_with_token(listener: &UnixListener, token: &Secret) -> Result<Uni
             _ => None,
         };
         match hello {
-            Some(hello) if hello.protocol != PROTOCOL => {
-                let theirs = hello.protocol;
-                return Err(broken(format!(
-                    "it speaks version {theirs} of the link, this executor {PROTOCOL}"
-                )));
-            }
+            // Only who has the token can end the wait, be it with a version that does not fit.
             Some(hello) if token.matches(hello.token.as_bytes()) => {
+                if hello.protocol != PROTOCOL {
+                    let theirs = hello.protocol;
+                    return Err(broken(format!(
+                        "it speaks version {theirs} of the link, this executor {PROTOCOL}"
+                    )));
+                }
                 tracing::debug!(runtime = hello.runtime, version = hello.version, "worker connected");
                 return Ok(stream);
             }

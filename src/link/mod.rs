@@ -15,5 +15,8 @@ pub mod handshake;
 pub mod message;
 mod stream;
 
+#[cfg(test)]
+mod tests;
+
 pub use connection::{Call, Connection, Logs, Reply};
 pub use handshake::{HandshakeError, Init, Ready, accept};

@@ -39,6 +39,10 @@ impl Incoming {
 
     /// Takes a piece; `false`: the worker sent more than it had credit for.
     pub(super) fn push(&self, piece: Bytes) -> bool {
+        // The reader takes an empty piece for "none there", so it must never see one.
+        if piece.is_empty() {
+            return true;
+        }
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.buffered += piece.len();
         if state.buffered > WINDOW {

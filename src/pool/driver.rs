@@ -85,6 +85,16 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The call is past its deadline: no other call gets this instance until [`Lease::resume`].
+    pub fn suspend(&self) {
+        self.pool.inner.change(|books, now| books.ledger.suspend(self.key, self.instance.id, now));
+    }
+
+    /// The late call has ended after all.
+    pub fn resume(&self) {
+        self.pool.inner.change(|books, now| books.ledger.resume(self.key, self.instance.id, now));
+    }
+
     /// The instance does not obey: end it at once with everything it started. Calls on it fail with `reason`.
     pub fn condemn(&self, reason: &str) {
         let inner = &self.pool.inner;

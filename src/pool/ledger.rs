@@ -87,6 +87,8 @@ struct Record<H> {
     id: InstanceId,
     phase: Phase,
     handle: Option<H>,
+    /// Calls on it that are past their deadline: as long as there are any it may be stuck, and gets no others.
+    late: u32,
 }
 
 struct FunctionState<H> {
@@ -259,6 +261,22 @@ impl<H: Clone> Ledger<H> {
         }
     }
 
+    /// A call on the instance is past its deadline: others go elsewhere until [`Ledger::resume`].
+    pub fn suspend(&mut self, key: FunctionKey, id: InstanceId, now: Instant) {
+        if let Some(record) = self.functions.get_mut(&key).and_then(|f| f.record(id)) {
+            record.late += 1;
+            self.scale(key, now);
+        }
+    }
+
+    /// The late call has ended after all.
+    pub fn resume(&mut self, key: FunctionKey, id: InstanceId, now: Instant) {
+        if let Some(record) = self.functions.get_mut(&key).and_then(|f| f.record(id)) {
+            record.late = record.late.saturating_sub(1);
+            self.serve(key, now);
+        }
+    }
+
     /// An instance is not to be used any more; the driver is ending it.
     pub fn condemn(&mut self, key: FunctionKey, id: InstanceId, now: Instant) {
         let Some(f) = self.functions.get_mut(&key) else { return };
@@ -326,7 +344,7 @@ impl<H: Clone> Ledger<H> {
     fn start(&mut self, key: FunctionKey) {
         let Some(f) = self.functions.get_mut(&key) else { return };
         let id = InstanceId::new();
-        f.instances.push(Record { id, phase: Phase::Starting, handle: None });
+        f.instances.push(Record { id, phase: Phase::Starting, handle: None, late: 0 });
         self.total += 1;
         self.actions.push(Action::Start(key, id));
     }
@@ -479,7 +497,9 @@ impl<H> FunctionState<H> {
         self.instances
             .iter_mut()
             .filter_map(|record| match record.phase {
-                Phase::Ready { in_flight, .. } if in_flight < limit => Some((in_flight, record)),
+                Phase::Ready { in_flight, .. } if in_flight < limit && record.late == 0 => {
+                    Some((in_flight, record))
+                }
                 _ => None,
             })
             .min_by_key(|(in_flight, _)| *in_flight)
@@ -492,7 +512,9 @@ impl<H> FunctionState<H> {
         self.instances
             .iter_mut()
             .filter_map(|record| match record.phase {
-                Phase::Ready { in_flight, .. } | Phase::Draining { in_flight } if in_flight < limit => {
+                Phase::Ready { in_flight, .. } | Phase::Draining { in_flight }
+                    if in_flight < limit && record.late == 0 =>
+                {
                     Some((in_flight, record))
                 }
                 _ => None,
