@@ -95,15 +95,16 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
         signals.next().await;
         std::process::exit(130);
     });
-    let mut served = Box::pin(server.run(stop.clone(), grace));
-    tokio::select! {
-        () = &mut served => {}
-        () = stop.cancelled() => executor.refuse_new_calls(),
-    }
-    let begun = std::time::Instant::now();
-    if stop.is_cancelled() {
-        served.await;
-    }
+    let serving = async {
+        server.run(stop.clone(), grace).await;
+        std::time::Instant::now()
+    };
+    let refusing = async {
+        stop.cancelled().await;
+        executor.refuse_new_calls();
+        std::time::Instant::now()
+    };
+    let (_, begun) = tokio::join!(serving, refusing);
     executor.shutdown(grace.saturating_sub(begun.elapsed())).await;
     data.forget_running();
     tracing::info!("stopped");

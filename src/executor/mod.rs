@@ -360,6 +360,9 @@ impl Execution {
     async fn lease(&mut self, deadline: Instant) -> Result<Lease, CallError> {
         let begun = Instant::now();
         let lease = timeout_at(deadline.into(), self.executor.pool.acquire(self.deployment.key)).await;
+        if !matches!(lease, Ok(Ok(_))) {
+            self.timings.queue += begun.elapsed();
+        }
         let lease = match lease {
             Err(_) => return Err(self.late(Stage::Instance)),
             Ok(Ok(lease)) => lease,

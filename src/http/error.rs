@@ -206,8 +206,12 @@ fn late(limit: Duration, stage: Stage) -> String {
 /// 405 for routes of our own.
 pub async fn method_not_allowed() -> Response {
     let detail = "This path does not know that method.".to_owned();
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", "front", detail)
-        .respond(&super::call::new_request_id())
+    let kind = "method-not-allowed";
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, kind, "Method not allowed", "front", detail);
+    let mut response = problem.respond(&super::call::new_request_id());
+    // The router knows which methods the path has.
+    response.headers_mut().remove(header::ALLOW);
+    response
 }
 
 /// 404 below `/_/`.

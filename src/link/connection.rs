@@ -441,7 +441,15 @@ impl Shared {
                     (reply, slot.logs.get_or_insert_default().clone())
                 };
                 let shared = Arc::clone(self);
-                let stream = ResponseStream { incoming, shared, call, owed: 0, first: free, done: false };
+                let stream = ResponseStream {
+                    incoming,
+                    shared,
+                    call,
+                    owed: 0,
+                    first: free,
+                    done: false,
+                    paused: false,
+                };
                 let body = Body::Stream(Box::pin(stream));
                 let _ = reply.send((Reply::Result { head, state, body }, Some(logs)));
             }

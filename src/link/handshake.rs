@@ -6,7 +6,7 @@
 //! cannot spoil a start.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -37,6 +37,31 @@ pub struct Init<'a> {
     pub info_only: bool,
     /// Sizes.
     pub limits: Limits,
+    /// Gets what the function writes until it is ready.
+    pub words: &'a StartWords,
+}
+
+/// The end of what a function wrote while it was starting.
+#[derive(Default)]
+pub struct StartWords(Mutex<String>);
+
+/// Bytes kept of it.
+const MAX_WORDS: usize = 4 << 10;
+
+impl StartWords {
+    fn add(&self, line: &str) {
+        let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.push_str(line);
+        words.push('\n');
+        let excess = words.len().saturating_sub(MAX_WORDS);
+        let cut = (excess..words.len()).find(|at| words.is_char_boundary(*at)).unwrap_or(0);
+        words.drain(..cut);
+    }
+
+    /// What was kept.
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).trim().to_owned()
+    }
 }
 
 /// A worker that answered READY.
@@ -154,6 +179,7 @@ async fn load(stream: &mut UnixStream, init: &Init<'_>) -> Result<(ReadyMessage,
             Kind::Log => {
                 let text = String::from_utf8_lossy(frame.payload.get(1..).unwrap_or_default());
                 tracing::info!(target: "function", function = %init.function.name, request = "-", "{text}");
+                init.words.add(&text);
             }
             other => return Err(broken(format!("{other:?} before READY"))),
         }

@@ -19,4 +19,4 @@ mod stream;
 mod tests;
 
 pub use connection::{Call, Connection, Logs, Reply};
-pub use handshake::{HandshakeError, Init, Ready, accept};
+pub use handshake::{HandshakeError, Init, Ready, StartWords, accept};

@@ -82,6 +82,8 @@ pub(super) struct ResponseStream {
     pub(super) owed: usize,
     pub(super) first: usize,
     pub(super) done: bool,
+    /// It was told to wait once before the error it ends with.
+    pub(super) paused: bool,
 }
 
 impl Stream for ResponseStream {
@@ -110,6 +112,14 @@ impl Stream for ResponseStream {
                 self.owed = 0;
             }
             return Poll::Ready(Some(Ok(piece)));
+        }
+        if matches!(state.end, Some(Err(_))) && !self.paused {
+            // An error makes the server drop the connection with what it has not sent yet. Being told to wait makes
+            // it send what came before.
+            drop(state);
+            self.paused = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         match state.end.take() {
             Some(how) => {

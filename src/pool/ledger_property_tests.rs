@@ -126,14 +126,12 @@ impl Model {
                 self.keys.push(key);
                 self.waiting.insert(key, VecDeque::new());
             }
-            Step::Add(_) => {}
             Step::Acquire(n) => self.acquire(self.keys[n % self.keys.len()]),
             Step::Abandon(n) => self.abandon(n),
             Step::CarryOut(n) if !self.inbox.is_empty() => {
                 let action = self.inbox.remove(n % self.inbox.len());
-                self.carry_out(action);
+                self.carry_out(&action);
             }
-            Step::CarryOut(_) => {}
             Step::Ready(n) => {
                 if let Some((key, id)) = self.choose(n, |sim| sim.life == Life::Starting) {
                     self.sim(id).unwrap().life = Life::Ready;
@@ -149,12 +147,11 @@ impl Model {
                 let (key, id) = self.leases.swap_remove(n % self.leases.len());
                 self.ledger.release(key, id, self.now);
             }
-            Step::Release(_) => {}
             Step::Condemn(n) if !self.leases.is_empty() => {
                 let (key, id) = self.leases[n % self.leases.len()];
                 self.end(key, id);
             }
-            Step::Condemn(_) => {}
+            Step::Add(_) | Step::CarryOut(_) | Step::Release(_) | Step::Condemn(_) => {}
             Step::Die(n) => {
                 if let Some((key, id)) = self.choose(n, |sim| sim.life == Life::Ready) {
                     self.end(key, id);
@@ -193,7 +190,7 @@ impl Model {
             }
             Acquire::Refused(Refusal::QueueFull(n)) => assert_eq!(n, self.limits.queue),
             Acquire::Refused(Refusal::CannotStart(_, after)) => {
-                assert!(!after.is_zero() && after <= LONGEST_BACKOFF)
+                assert!(!after.is_zero() && after <= LONGEST_BACKOFF);
             }
             Acquire::Refused(Refusal::Gone) => assert!(!self.ledger.knows(key)),
         }
@@ -234,8 +231,8 @@ impl Model {
         }
     }
 
-    fn carry_out(&mut self, action: Action<InstanceId>) {
-        match action {
+    fn carry_out(&mut self, action: &Action<InstanceId>) {
+        match *action {
             Action::Start(_, id) => self.sim(id).unwrap().life = Life::Starting,
             Action::Grant(ticket, key, id, handle) => {
                 assert_eq!(id, handle);

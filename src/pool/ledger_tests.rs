@@ -203,7 +203,7 @@ fn three_failures_back_off_and_callers_hear_at_once() {
         matches!(&desk.refused[..], [(t, Refusal::CannotStart(_, after))] if *t == ticket && *after == second)
     );
 
-    desk.now += second - NS;
+    desk.now += second.saturating_sub(NS);
     assert!(matches!(desk.acquire(key), Acquire::Refused(Refusal::CannotStart(_, after)) if after == NS));
     desk.now += NS;
     desk.wait(key);
@@ -360,7 +360,7 @@ fn keep_warm_at_the_bound_and_one_below() {
     let mut desk = Desk::new(10, 10);
     let key = desk.add(1, 0, 1);
     let id = desk.warm(key);
-    desk.now += KEEP_WARM - NS;
+    desk.now += KEEP_WARM.saturating_sub(NS);
     desk.tick();
     assert!(desk.stopped.is_empty());
     desk.now += NS;
@@ -379,7 +379,7 @@ fn a_busy_instance_is_not_idle() {
     desk.tick();
     assert!(desk.stopped.is_empty());
     desk.release(key, id);
-    desk.now += KEEP_WARM - NS;
+    desk.now += KEEP_WARM.saturating_sub(NS);
     desk.tick();
     assert!(desk.stopped.is_empty(), "idle counts from its last call");
 }

@@ -11,13 +11,16 @@ use crate::adapter::{Adapter, AdapterError, Unit};
 use crate::function::Function;
 use crate::instance::{InstanceId, Launch, Secret};
 use crate::link::message::{Fault, Limits as WorkerLimits, ReadyMessage};
-use crate::link::{self, HandshakeError, Init, Ready};
+use crate::link::{self, HandshakeError, Init, Ready, StartWords};
 use crate::pool::{StartFailure, StartPart};
 use crate::runtime::Runtime;
 
 /// How long the reason of a death is looked for after the link ended. Calls learn it, so it is worth a moment; the
 /// moment is bounded because they wait for it.
 pub(super) const REASON_LIMIT: Duration = Duration::from_millis(500);
+
+/// What an instance that has ended wrote last may still be on the link.
+const WORDS_LIMIT: Duration = Duration::from_millis(100);
 
 /// Starts instances.
 #[derive(Clone)]
@@ -85,41 +88,51 @@ impl Starter {
         let deadline = tokio::time::Instant::now() + self.limit;
         let mut unit = self.adapter.start(&launch).await.map_err(|e| adapter_failure(&e))?;
         let directory = self.adapter.code_directory(function);
-        let limits = self.worker_limits;
-        let init =
-            Init { function, directory: &directory, entrypoint: &function.entrypoint, info_only, limits };
-        let outcome = tokio::select! {
-            ready = link::accept(listener, &launch.socket, &launch.token, &init, deadline) => ready,
-            exit = unit.ended() => Err(HandshakeError::Broken(exit.to_string().into())),
+        let (limits, words) = (self.worker_limits, StartWords::default());
+        let entrypoint = &function.entrypoint;
+        let init = Init { function, directory: &directory, entrypoint, info_only, limits, words: &words };
+        let outcome = {
+            let accepted = link::accept(listener, &launch.socket, &launch.token, &init, deadline);
+            let mut accepted = std::pin::pin!(accepted);
+            tokio::select! {
+                ready = &mut accepted => ready,
+                exit = unit.ended() => match tokio::time::timeout(WORDS_LIMIT, accepted).await {
+                    Ok(Err(error)) => Err(error),
+                    _ => Err(HandshakeError::Broken(exit.reason.into())),
+                },
+            }
         };
         match outcome {
             Ok(ready) => Ok((unit, ready)),
-            Err(error) => Err(self.explain(error, unit.as_mut(), function).await),
+            Err(error) => Err(self.explain(error, unit.as_mut(), function, &words).await),
         }
     }
 
-    async fn explain(&self, error: HandshakeError, unit: &mut dyn Unit, function: &Function) -> StartFailure {
-        match error {
+    async fn explain(
+        &self,
+        error: HandshakeError,
+        unit: &mut dyn Unit,
+        function: &Function,
+        words: &StartWords,
+    ) -> StartFailure {
+        let reason = match error {
             HandshakeError::Load(fault) => {
                 unit.kill().await;
                 let message = load_message(&fault, &function.entrypoint);
-                StartFailure { part: StartPart::Function, message, stack: fault.stack }
+                return StartFailure { part: StartPart::Function, message, stack: fault.stack };
             }
-            HandshakeError::TimedOut(text) => {
-                let killed = unit.kill().await;
-                let words = killed.last_words.trim();
-                let colon = if words.is_empty() { "" } else { "; its last words: " };
-                failed(format!("{text} ({:?}){colon}{words}", self.limit))
-            }
-            HandshakeError::Broken(_) => {
-                let exit = tokio::time::timeout(REASON_LIMIT, unit.ended()).await;
-                unit.kill().await;
-                failed(match exit {
-                    Ok(exit) => format!("it {exit} while it was starting"),
-                    Err(_) => error.to_string(),
-                })
-            }
-        }
+            HandshakeError::TimedOut(text) => format!("{text} ({:?})", self.limit),
+            HandshakeError::Broken(_) => match tokio::time::timeout(REASON_LIMIT, unit.ended()).await {
+                Ok(exit) => format!("it {} while it was starting", exit.reason),
+                Err(_) => error.to_string(),
+            },
+        };
+        let killed = unit.kill().await;
+        let words = format!("{}\n{}", words.text(), killed.last_words.trim());
+        failed(match words.trim() {
+            "" => reason,
+            words => format!("{reason}; its last words: {words}"),
+        })
     }
 }
 

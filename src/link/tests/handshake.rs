@@ -10,7 +10,7 @@ use super::*;
 use crate::function::{Access, Function, RuntimeRef};
 use crate::instance::Secret;
 use crate::link::message::Limits;
-use crate::link::{HandshakeError, Init, Ready, accept};
+use crate::link::{HandshakeError, Init, Ready, StartWords, accept};
 
 const START: Duration = Duration::from_secs(30);
 const HELLO_LIMIT: Duration = Duration::from_secs(2);
@@ -40,6 +40,7 @@ impl Door {
             entrypoint: "index.js",
             info_only: false,
             limits,
+            words: &StartWords::default(),
         };
         let outcome = accept(listener, &self.socket, &self.token, &init, self.opened + START).await;
         assert!(!self.socket.exists(), "the socket must be gone, whatever the outcome");

@@ -1,4 +1,6 @@
-//! Shutdown of an executor that has been up for longer than its grace: the grace counts from the signal.
+//! Shutdown at moments that are easy to forget: with nothing to do, and after a long time up.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on is a failed test")]
 
 mod common;
 
@@ -34,4 +36,16 @@ fn a_call_whose_client_left_still_has_the_whole_grace() {
     home.node("fun", "[state]\nkey = \"one\"", COUNT);
     let server = home.start(&[]);
     assert_eq!(server.ok("/fun").json()["n"], 42, "its state was committed");
+}
+
+#[test]
+fn an_idle_executor_ends_well_every_time() {
+    // What to look at first when the signal comes is left to chance, so once proves nothing.
+    let home = Home::new();
+    for round in 0..12 {
+        let mut server = home.start(&[]);
+        assert_eq!(server.stop(), 0, "round {round}: {}", server.log());
+        assert_eq!(server.logged("stopped").len(), 1);
+        assert!(!home.data().join("executor.json").exists(), "others must not look for it any more");
+    }
 }
