@@ -144,8 +144,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Timed<S> {
         false
     }
 
+    /// After an answer hyper waits without reading again, because it knows that there was nothing to read; so the
+    /// timer of the idle connection is armed here.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        if self.phase.0.load(Ordering::Relaxed) == IDLE {
+            let limit = self.limits.idle;
+            if let Poll::Ready(late) = self.check(limit, cx) {
+                return Poll::Ready(late);
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

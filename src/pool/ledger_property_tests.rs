@@ -16,6 +16,10 @@ enum Step {
     Ready(usize),
     Fail(usize, StartPart),
     Release(usize),
+    /// A call passes its deadline.
+    Late(usize),
+    /// A late call ends after all.
+    Resume(usize),
     /// Its lease's holder gives an instance up.
     Condemn(usize),
     /// An instance dies by itself.
@@ -48,6 +52,8 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (0usize..50).prop_map(Step::Ready),
         4 => ((0usize..50), part).prop_map(|(i, part)| Step::Fail(i, part)),
         14 => (0usize..50).prop_map(Step::Release),
+        3 => (0usize..50).prop_map(Step::Late),
+        3 => (0usize..50).prop_map(Step::Resume),
         2 => (0usize..50).prop_map(Step::Condemn),
         2 => (0usize..50).prop_map(Step::Die),
         8 => (0usize..50).prop_map(Step::Ended),
@@ -87,6 +93,8 @@ struct Model {
     /// Decisions that are not carried out yet.
     inbox: Vec<Action<InstanceId>>,
     leases: Vec<(FunctionKey, InstanceId)>,
+    /// Leases of calls that are past their deadline.
+    late: Vec<(FunctionKey, InstanceId)>,
     queued: usize,
     resolved: usize,
 }
@@ -103,6 +111,7 @@ impl Model {
             left: HashSet::new(),
             inbox: Vec::new(),
             leases: Vec::new(),
+            late: Vec::new(),
             queued: 0,
             resolved: 0,
         }
@@ -147,11 +156,27 @@ impl Model {
                 let (key, id) = self.leases.swap_remove(n % self.leases.len());
                 self.ledger.release(key, id, self.now);
             }
-            Step::Condemn(n) if !self.leases.is_empty() => {
-                let (key, id) = self.leases[n % self.leases.len()];
-                self.end(key, id);
+            Step::Late(n) if !self.leases.is_empty() => {
+                let (key, id) = self.leases.swap_remove(n % self.leases.len());
+                self.late.push((key, id));
+                self.ledger.suspend(key, id, self.now);
             }
-            Step::Add(_) | Step::CarryOut(_) | Step::Release(_) | Step::Condemn(_) => {}
+            Step::Resume(n) if !self.late.is_empty() => {
+                let (key, id) = self.late.swap_remove(n % self.late.len());
+                self.ledger.resume(key, id, self.now);
+                self.ledger.release(key, id, self.now);
+            }
+            Step::Condemn(n) if !self.late.is_empty() => {
+                let (key, id) = self.late.swap_remove(n % self.late.len());
+                self.end(key, id);
+                self.ledger.release(key, id, self.now);
+            }
+            Step::Add(_)
+            | Step::CarryOut(_)
+            | Step::Release(_)
+            | Step::Late(_)
+            | Step::Resume(_)
+            | Step::Condemn(_) => {}
             Step::Die(n) => {
                 if let Some((key, id)) = self.choose(n, |sim| sim.life == Life::Ready) {
                     self.end(key, id);
@@ -274,21 +299,23 @@ impl Model {
                 Action::Stop(id) => {
                     let sim = self.sim(*id).expect("stops what is gone");
                     assert!(!std::mem::replace(&mut sim.stop_decided, true), "stopped twice");
-                    assert!(
-                        !self.leases.iter().any(|(_, leased)| leased == id),
-                        "stopped while it runs a call"
-                    );
+                    assert!(!self.running().any(|running| running == id), "stopped while it runs a call");
                 }
             }
             self.inbox.push(action);
         }
     }
 
+    /// The instance of every call that runs, late ones included.
+    fn running(&self) -> impl Iterator<Item = &InstanceId> {
+        self.leases.iter().chain(&self.late).map(|(_, id)| id)
+    }
+
     /// Calls that the ledger must count on an instance: those that run and those whose grant is on its way.
     fn calls(&self, id: InstanceId) -> u32 {
         let on_the_way =
             self.inbox.iter().filter(|a| matches!(a, Action::Grant(_, _, i, _) if *i == id)).count();
-        (self.leases.iter().filter(|(_, leased)| *leased == id).count() + on_the_way) as u32
+        (self.running().filter(|leased| **leased == id).count() + on_the_way) as u32
     }
 
     fn check(&self, after: Step) {
@@ -329,7 +356,7 @@ impl Model {
             let in_flight = match record.phase {
                 Phase::Starting => 0,
                 Phase::Ready { in_flight, .. } => {
-                    let free = in_flight < f.limits.concurrency;
+                    let free = in_flight < f.limits.concurrency && record.late == 0;
                     assert!(!free || f.waiting.is_empty(), "{after:?}: somebody waits while a place is free");
                     in_flight
                 }
@@ -372,6 +399,9 @@ impl Model {
             }
             while !self.leases.is_empty() {
                 self.step(Step::Release(0));
+            }
+            while !self.late.is_empty() {
+                self.step(Step::Resume(0));
             }
             self.step(Step::Tick(Duration::from_secs(1)));
         }

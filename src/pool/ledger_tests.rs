@@ -188,6 +188,40 @@ fn calls_go_to_the_least_busy_instance() {
 }
 
 #[test]
+fn an_instance_with_a_late_call_gets_no_others() {
+    let mut desk = Desk::new(10, 10);
+    let key = desk.add(3, 0, 2);
+    let late = desk.busy(key);
+    assert_eq!(desk.lease(key), late);
+    desk.ledger.suspend(key, late, desk.now);
+    desk.ledger.suspend(key, late, desk.now);
+    let ticket = desk.wait(key);
+    assert_eq!(desk.started.len(), 2, "another is started");
+    desk.ledger.resume(key, late, desk.now);
+    desk.sort();
+    assert_eq!(desk.granted.len(), 1, "one call is still late");
+    desk.ledger.resume(key, late, desk.now);
+    desk.sort();
+    assert_eq!(desk.granted.last(), Some(&(ticket, late)), "it was only slow");
+}
+
+#[test]
+fn an_instance_whose_late_call_does_not_end_is_replaced() {
+    let mut desk = Desk::new(10, 10);
+    let key = desk.add(2, 0, 1);
+    let late = desk.busy(key);
+    desk.ledger.suspend(key, late, desk.now);
+    let ticket = desk.wait(key);
+    assert_eq!(desk.started.len(), 1, "it still counts");
+    desk.ledger.condemn(key, late, desk.now);
+    desk.sort();
+    let id = desk.started[1].1;
+    desk.release(key, late);
+    desk.ready(key, id);
+    assert_eq!(desk.granted.last(), Some(&(ticket, id)));
+}
+
+#[test]
 fn three_failures_back_off_and_callers_hear_at_once() {
     let mut desk = Desk::new(10, 10);
     let key = desk.add(1, 0, 1);
