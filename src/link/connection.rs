@@ -257,7 +257,7 @@ impl Connection {
         if let Some(credit) = upload
             && let Body::Stream(stream) = std::mem::replace(&mut request.body, Body::Full(Bytes::new()))
         {
-            body = Some(Upload { body: stream, credit });
+            body = Some(Upload { body: Some(stream), rest: Bytes::new(), credit });
         }
         Call { shared: Arc::clone(&self.shared), id, reply, upload: body, finished: false }
     }
@@ -366,8 +366,12 @@ impl Shared {
                 }
             }
             Kind::End => {
-                let slot = lock(&self.calls).open.remove(&frame.call);
-                if let Some(incoming) = slot.and_then(|slot| slot.incoming) {
+                let Some(slot) = lock(&self.calls).open.remove(&frame.call) else { return Ok(()) };
+                if let Some(reply) = slot.reply {
+                    let message = "a stream ended that had not begun".to_owned();
+                    let fault = Fault { kind: "response".into(), message, stack: String::new() };
+                    let _ = reply.send((Reply::Error(fault), slot.logs));
+                } else if let Some(incoming) = slot.incoming {
                     incoming.end(end_of(&frame.payload));
                 }
                 Ok(())
@@ -520,7 +524,10 @@ pub struct Call {
 }
 
 struct Upload {
-    body: BodyStream,
+    /// None: all of it was sent.
+    body: Option<BodyStream>,
+    /// Of the piece that is being sent.
+    rest: Bytes,
     credit: Arc<Semaphore>,
 }
 
@@ -565,23 +572,27 @@ impl Drop for Call {
 impl Upload {
     /// Sends the body in pieces as credit allows. Never returns but for a broken body.
     async fn pump(&mut self, shared: &Shared, call: u32) -> BodyError {
-        while let Some(piece) = self.body.next().await {
-            let mut piece = match piece {
-                Ok(piece) => piece,
-                Err(error) => return error,
-            };
-            while !piece.is_empty() {
-                let part = piece.split_to(piece.len().min(MAX_DATA));
-                let Ok(permit) = self.credit.acquire_many(part.len() as u32).await else {
+        while let Some(body) = &mut self.body {
+            while !self.rest.is_empty() {
+                let size = self.rest.len().min(MAX_DATA);
+                let Ok(permit) = self.credit.acquire_many(size as u32).await else {
                     return std::future::pending().await;
                 };
                 permit.forget();
+                let part = self.rest.split_to(size);
                 shared.send(false, |out| {
-                    frame::encode(out, Kind::Data, call, |out| out.extend_from_slice(&part));
+                    frame::encode(out, Kind::Data, call, |out| out.extend_from_slice(&part))
                 });
             }
+            match body.next().await {
+                Some(Ok(piece)) => self.rest = piece,
+                Some(Err(error)) => return error,
+                None => {
+                    shared.send(true, |out| frame::encode(out, Kind::End, call, |_| ()));
+                    self.body = None;
+                }
+            }
         }
-        shared.send(true, |out| frame::encode(out, Kind::End, call, |_| ()));
         std::future::pending().await
     }
 }

@@ -338,6 +338,8 @@ impl<H: Clone> Ledger<H> {
                     }
                 }
             }
+            // A back-off may have ended, or another function's place become free, without an event of this one.
+            self.scale(key, now);
         }
     }
 
