@@ -581,7 +581,7 @@ impl Upload {
                 permit.forget();
                 let part = self.rest.split_to(size);
                 shared.send(false, |out| {
-                    frame::encode(out, Kind::Data, call, |out| out.extend_from_slice(&part))
+                    frame::encode(out, Kind::Data, call, |out| out.extend_from_slice(&part));
                 });
             }
             match body.next().await {
