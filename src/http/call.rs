@@ -86,7 +86,7 @@ impl From<Problem> for Refused {
 impl From<CallError> for Refused {
     fn from(error: CallError) -> Self {
         if let CallError::Store(cause) = &error {
-            tracing::error!("state store: {cause}");
+            tracing::error!(error = cause as &dyn std::error::Error, "state store");
         }
         match error::of_call(&error) {
             Some(problem) => Self::Problem(problem),

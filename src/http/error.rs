@@ -231,3 +231,71 @@ pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", "front", detail)
         .respond(&super::call::new_request_id())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::StartFailure;
+    use crate::state::Failure;
+    use crate::state_key::KeyError;
+
+    fn start(part: StartPart) -> CallError {
+        let message = "it does not start".to_owned();
+        CallError::CannotStart(
+            Arc::new(StartFailure { part, message, stack: "at secret.js:1".into() }),
+            Duration::ZERO,
+        )
+    }
+
+    fn unavailable() -> StoreError {
+        let cause = Arc::new(std::io::Error::other("/secret/path: disk full"));
+        StoreError::Unavailable(Failure { doing: "committing".into(), cause })
+    }
+
+    /// Status, type, part, seconds of `Retry-After`; none: an empty 500.
+    #[test]
+    fn the_table() {
+        let broken =
+            ManifestError { file: "/secret/function.toml".into(), line: Some(3), message: "bad".into() };
+        let late = |stage| CallError::Deadline(Duration::from_secs(1), stage);
+        let corrupt = StoreError::Corrupt { what: "/secret".into() };
+        for (error, told) in [
+            (CallError::Unknown("f".into()), "404 unknown-function front -"),
+            (CallError::Broken(Arc::new(broken)), "503 broken-function function -"),
+            (CallError::Key(KeyError::TooLong(600)), "400 no-state-key front -"),
+            (CallError::QueueFull(3), "429 queue-full front 1"),
+            (start(StartPart::Function), "503 cannot-start function 1"),
+            (start(StartPart::Runtime), "503 cannot-start runtime 1"),
+            (start(StartPart::Adapter), "503 cannot-start adapter 1"),
+            (CallError::Died("it exited".into()), "502 instance-ended function -"),
+            (late(Stage::Entity), "504 deadline function -"),
+            (late(Stage::State), "504 deadline store -"),
+            (late(Stage::Instance), "504 deadline adapter -"),
+            (late(Stage::Function), "504 deadline function -"),
+            (CallError::Body(BodyError::TooLarge(5)), "413 body-too-large front -"),
+            (CallError::Body(BodyError::Idle(Duration::from_secs(1))), "408 body-idle front -"),
+            (CallError::Body(BodyError::Broken("x".into())), "400 body-broken front -"),
+            (CallError::Store(unavailable()), "503 store-unavailable store 1"),
+            (CallError::Store(StoreError::Closed), "503 store-unavailable store 1"),
+            (CallError::Store(corrupt), "500 store-failed store -"),
+            (CallError::Conflict, "409 state-conflict store -"),
+            (CallError::Closing, "503 shutting-down front 1"),
+        ] {
+            let problem = of_call(&error).expect("a problem");
+            assert!(
+                !problem.detail.contains("secret"),
+                "nothing unread reaches a client: {}",
+                problem.detail
+            );
+            assert!(!problem.detail.is_empty() && !problem.title.is_empty());
+            let response = problem.respond(&"id".into());
+            let retry =
+                response.headers().get(header::RETRY_AFTER).map_or("-", |after| after.to_str().unwrap());
+            assert_eq!(
+                format!("{} {} {} {retry}", problem.status.as_u16(), problem.kind, problem.part),
+                told
+            );
+        }
+        assert_eq!(of_call(&CallError::Raised), None);
+    }
+}
