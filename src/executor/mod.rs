@@ -7,6 +7,7 @@
 //! Invariants: the first byte of an answer leaves after its state is durable; a call that raised, died or was late
 //! changes no state; every wait ends at the request's deadline.
 
+mod bodies;
 mod deploy;
 mod entities;
 mod records;
@@ -21,6 +22,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::time::timeout_at;
 
+use self::bodies::Bodies;
 use self::entities::{Entities, Turn};
 use self::records::Records;
 use crate::execution::{Body, BodyError, Level, LogLine, Request, Response, Timings};
@@ -85,6 +87,7 @@ pub struct Executor {
     runtimes: Arc<Runtimes>,
     store: Arc<dyn StateStore>,
     entities: Arc<Entities>,
+    bodies: Bodies,
     known: RwLock<HashMap<Arc<str>, Known>>,
     tasks: Tasks,
     records: Records,
@@ -143,6 +146,9 @@ pub enum CallError {
     /// The request's body broke off.
     #[error("{0}")]
     Body(#[from] BodyError),
+    /// Too many large bodies are being read at the same time.
+    #[error("the executor reads as many large bodies as it has room for; try again soon")]
+    Overloaded,
     /// The state store failed.
     #[error("{0}")]
     Store(StoreError),
@@ -168,6 +174,7 @@ impl Executor {
             runtimes,
             store,
             entities: Arc::default(),
+            bodies: Bodies::default(),
             known: RwLock::default(),
             tasks: Tasks::default(),
             records: Records::default(),
@@ -268,7 +275,8 @@ impl Execution {
         };
         let key = spec.key.fill(&request)?;
         // A client that sends slowly must not hold up others on the same entity.
-        collect(&mut request).await?;
+        let executor = Arc::clone(&self.executor);
+        let _room = executor.bodies.collect(&mut request).await?;
         let entity = Entity { function: Arc::clone(&self.deployment.function.name), key };
         let turn = self.turn(&entity, request.deadline).await?;
         let answer = self.with_state(&entity, &mut request).await?;
@@ -508,28 +516,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Reads all of a streamed body. Its stream carries the limits.
-async fn collect(request: &mut Request) -> Result<(), CallError> {
-    let deadline = request.deadline;
-    if let Body::Stream(stream) = &mut request.body {
-        let mut all = Vec::new();
-        let gather = async {
-            while let Some(piece) = stream.next().await {
-                all.extend_from_slice(&piece?);
-            }
-            Ok::<_, BodyError>(())
-        };
-        match timeout_at(deadline.into(), gather).await {
-            Ok(result) => result?,
-            Err(_) => {
-                return Err(BodyError::Broken("it was not complete at the call's deadline".into()).into());
-            }
-        }
-        request.body = Body::Full(all.into());
-    }
-    Ok(())
 }
 
 /// What goes into the function's log when it failed.

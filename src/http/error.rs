@@ -109,7 +109,9 @@ pub fn of_call(error: &CallError) -> Option<Problem> {
     match error {
         CallError::Unknown(name) => problem.detail = unknown(name),
         CallError::Broken(why) => problem.detail = broken(why),
-        CallError::QueueFull(_) | CallError::Closing => problem.retry_after = Some(Duration::from_secs(1)),
+        CallError::QueueFull(_) | CallError::Closing | CallError::Overloaded => {
+            problem.retry_after = Some(Duration::from_secs(1));
+        }
         CallError::CannotStart(_, after) => problem.retry_after = Some(*after),
         CallError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
             problem.retry_after = Some(Duration::from_secs(1));
@@ -167,6 +169,7 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
         CallError::Body(BodyError::Broken(_)) => {
             (S::BAD_REQUEST, "body-broken", "The body ended early", "front")
         }
+        CallError::Overloaded => (S::SERVICE_UNAVAILABLE, "overloaded", "Too much at once", "front"),
         CallError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
             (S::SERVICE_UNAVAILABLE, "store-unavailable", "The state store is not available", "store")
         }
@@ -279,6 +282,7 @@ mod tests {
             (CallError::Store(StoreError::Closed), "503 store-unavailable store 1"),
             (CallError::Store(corrupt), "500 store-failed store -"),
             (CallError::Conflict, "409 state-conflict store -"),
+            (CallError::Overloaded, "503 overloaded front 1"),
             (CallError::Closing, "503 shutting-down front 1"),
         ] {
             let problem = of_call(&error).expect("a problem");
