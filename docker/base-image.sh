@@ -3,12 +3,10 @@
 #
 # It does nothing if the image is there, tries a short `docker pull` if it is not, and otherwise builds the
 # same thing from Debian's packages with debootstrap. The packages come from the mirror that this host's own
-# apt uses (plain http only, as the image has no certificates), or from deb.debian.org.
+# apt uses (plain http only, as the image has no certificates), or from the one named with --mirror.
 set -euo pipefail
 
 readonly SUITE=trixie
-readonly DEFAULT_MIRROR=http://deb.debian.org/debian
-readonly DEFAULT_SECURITY_MIRROR=http://deb.debian.org/debian-security
 readonly KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
 image=debian:trixie-slim
@@ -25,7 +23,7 @@ usage: docker/base-image.sh [--force] [--no-pull] [--pull-timeout SECONDS] [--mi
   --force                 make the image again even if it is there
   --no-pull               do not ask an image registry first
   --pull-timeout SECONDS  how long the registry may take (60)
-  --mirror URL            Debian mirror to use (the one of this host's apt, or deb.debian.org)
+  --mirror URL            Debian mirror to use, http://HOST/debian (the one of this host's apt)
   --tag IMAGE             name of the image (debian:trixie-slim)
 TEXT
 }
@@ -161,9 +159,9 @@ build() {
   use_host_proxy
   local main security root log
   main=${mirror:-$(host_mirror /debian)}
-  main=${main:-$DEFAULT_MIRROR}
+  [ -n "$main" ] || die "apt on this host names no Debian mirror over plain http; name one: --mirror http://HOST/debian"
   security=$(host_mirror /debian-security)
-  security=${security:-$DEFAULT_SECURITY_MIRROR}
+  security=${security:-${main%/debian}/debian-security}
   say "building $image with debootstrap, about a minute"
 
   work=$(mktemp -d "${TMPDIR:-/tmp}/base-image.XXXXXX")
