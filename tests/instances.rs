@@ -368,3 +368,13 @@ fn nothing_is_left_after_a_stop() {
     assert_eq!(processes(home.data().join("run").to_str().unwrap()), Vec::<i32>::new());
     assert_eq!(std::fs::read_dir(home.data().join("run")).unwrap().count(), 0);
 }
+
+#[test]
+fn what_a_late_call_wrote_before_its_deadline_is_kept() {
+    let home = Home::new();
+    let code = "export default async ({ log }) => { log('before'); await new Promise(() => {}); };";
+    let server = home.node("fun", "timeout = \"1s\"", code).start(&[]);
+    let reply = server.request("GET", "/fun").header("x-request-id", "late").send();
+    assert_eq!(reply.problem(), "504 deadline function");
+    assert_eq!(server.execution("late")[..2], ["log: before", "error: Execution timed out."]);
+}

@@ -260,7 +260,8 @@ struct Answer {
     head: ResultHead,
     state: Bytes,
     body: Body,
-    lease: Lease,
+    /// Only a stream still needs its place in the instance; a commit does not.
+    lease: Option<Lease>,
 }
 
 impl Execution {
@@ -437,6 +438,7 @@ impl Execution {
                     self.note(request, logs, &text);
                     return Err(CallError::Raised);
                 }
+                let lease = matches!(body, Body::Stream(_)).then_some(lease);
                 Ok(Answer { head, state, body, lease })
             }
         }
@@ -444,7 +446,9 @@ impl Execution {
 
     /// The deadline passed in the function. The caller is answered now; what is left to do goes on by itself.
     fn cancel(&self, mut call: Call, lease: Lease, request: &Request) {
-        self.note(request, None, "Execution timed out.");
+        let logs = call.logs();
+        self.note(request, Some(&logs), "Execution timed out.");
+        self.keep(request, logs);
         call.cancel();
         lease.suspend();
         let grace = self.executor.options.cancel_grace;

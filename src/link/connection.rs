@@ -20,11 +20,9 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::execution::{Body, BodyError, BodyStream, Level, LogLine, Request};
 use crate::link::frame::{self, Frame, Kind, MAX_DATA, MAX_FRAME, WINDOW};
+pub use crate::link::logs::{Logs, MAX_CALL_LOG};
 use crate::link::message::{self, Fault, ResultHead, StateIn};
 use crate::link::stream::{Incoming, ResponseStream};
-
-/// Bytes of log lines kept per call; later lines are counted, not kept.
-pub const MAX_CALL_LOG: usize = 1 << 20;
 
 /// What [`Connection::run`] gives when the other side is simply gone.
 pub const PROCESS_ENDED: &str = "its process ended";
@@ -63,48 +61,6 @@ struct Slot {
     incoming: Option<Arc<Incoming>>,
     logs: Option<Logs>,
     credit: Option<Arc<Semaphore>>,
-}
-
-/// The lines of one call. A stream may still add some after its reply.
-#[derive(Clone, Default)]
-pub struct Logs(Arc<Mutex<LogBook>>);
-
-#[derive(Default)]
-struct LogBook {
-    lines: Vec<LogLine>,
-    bytes: usize,
-    dropped: usize,
-}
-
-impl Logs {
-    /// The lines so far; the last one says so when some were dropped.
-    pub fn lines(&self) -> Vec<LogLine> {
-        let book = lock(&self.0);
-        let mut lines = book.lines.clone();
-        if book.dropped > 0 {
-            let text = format!("{} more lines were dropped: a call keeps 1 MiB of log.", book.dropped);
-            lines.push(LogLine { level: Level::Error, text });
-        }
-        lines
-    }
-
-    /// What the lines take.
-    pub fn bytes(&self) -> usize {
-        lock(&self.0).bytes
-    }
-
-    /// Adds a line, or counts it when the book is full.
-    pub fn push(&self, line: LogLine) {
-        let mut book = lock(&self.0);
-        // Each line costs its entry too, so that a million empty ones are bounded as well.
-        let cost = line.text.len() + size_of::<LogLine>();
-        if book.bytes + cost > MAX_CALL_LOG {
-            book.dropped += 1;
-        } else {
-            book.bytes += cost;
-            book.lines.push(line);
-        }
-    }
 }
 
 /// What became of a call.
@@ -552,6 +508,12 @@ impl Call {
         };
         self.finished = true;
         Ok(reply)
+    }
+
+    /// What the call has written so far, and what it still writes.
+    pub fn logs(&self) -> Logs {
+        let mut calls = lock(&self.shared.calls);
+        calls.open.get_mut(&self.id).map(|slot| slot.logs.get_or_insert_default().clone()).unwrap_or_default()
     }
 
     /// Tells the worker that the deadline has passed. [`Call::reply`] still gives what it says.

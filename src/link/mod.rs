@@ -12,6 +12,7 @@
 pub mod connection;
 pub mod frame;
 pub mod handshake;
+pub mod logs;
 pub mod message;
 mod stream;
 

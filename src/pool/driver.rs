@@ -391,16 +391,23 @@ impl Inner {
         self.tasks.spawn("link", async move {
             let _ = gone.send(driven.run(ready.buffered).await);
         });
-        let mut fault = None;
+        let (mut fault, mut exited) = (None, false);
         let wish = tokio::select! {
             wish = wishes.wait_for(|wish| *wish != Control::Run) => wish.map_or(Control::Stop, |w| w.clone()),
             reason = &mut link_ended => {
                 fault = reason.ok().filter(|reason| &**reason != PROCESS_ENDED);
                 Control::Run
             }
-            _ = unit.ended() => Control::Run,
+            _ = unit.ended() => {
+                exited = true;
+                Control::Run
+            }
         };
         condemn();
+        if exited {
+            // What it answered last may still be on the link.
+            let _ = tokio::time::timeout(REASON_LIMIT, &mut link_ended).await;
+        }
         match wish {
             Control::Stop => {
                 let in_order = tokio::select! {
