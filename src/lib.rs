@@ -9,7 +9,8 @@
 //!
 //! # Layers
 //!
-//! A line knows only lines below it; modules on one line do not know each other. `tests/tidy.rs` holds the table.
+//! A line knows only lines below it; modules on one line do not know each other, but for plain data: within the last
+//! line `tests/tidy.rs`, which holds the table, has a finer order, and `link` may name the values of `state`.
 //!
 //! ```text
 //! main
