@@ -91,6 +91,18 @@ impl DataFolder {
         kept_secret(&self.secret_path())
     }
 
+    /// What names this executor among those on a shared store, for as long as it has this folder; made when it is not there.
+    pub fn replica(&self) -> Result<String, DataError> {
+        let path = self.root.join("replica");
+        let known = std::fs::read_to_string(&path).unwrap_or_default();
+        if uuid::Uuid::try_parse(known.trim()).is_ok() {
+            return Ok(known.trim().to_owned());
+        }
+        let replica = uuid::Uuid::new_v4().simple().to_string();
+        write_private(&path, format!("{replica}\n").as_bytes()).map_err(at(&path))?;
+        Ok(replica)
+    }
+
     /// The operators' secret; made when it is not there.
     pub fn admin_secret(&self) -> Result<Secret, DataError> {
         kept_secret(&self.root.join("admin-secret"))

@@ -33,6 +33,9 @@ pub struct Request {
     pub body: Body,
     /// The instant by which it must have answered.
     pub deadline: Instant,
+    /// Time for the function alone, counted from the moment it gets the request, when the caller's limit is about that
+    /// (section 6.2 of the runtime protocol); `deadline` then holds only for what comes before.
+    pub limit: Option<Duration>,
 }
 
 /// A body on its way in or out.
@@ -64,6 +67,9 @@ pub enum BodyError {
     /// No byte arrived for too long.
     #[error("no byte of the body arrived for {0:?}")]
     Idle(Duration),
+    /// Not all of it arrived within the hard limit of the call that it answers.
+    #[error("the body was not complete within {0:?}")]
+    Late(Duration),
     /// The other side went away or sent nonsense.
     #[error("the body ended early: {0}")]
     Broken(String),
@@ -93,6 +99,8 @@ pub struct Timings {
     pub state: Duration,
     /// The function itself.
     pub run: Duration,
+    /// How often it was run again, or its change merged again, because another host had changed the state.
+    pub retries: u32,
 }
 
 /// How loud a line is.
@@ -146,6 +154,7 @@ impl Request {
             headers: HeaderMap::new(),
             body: Body::Full(Bytes::new()),
             deadline: Instant::now() + Duration::from_secs(5),
+            limit: None,
         }
     }
 }

@@ -12,6 +12,16 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 /// Headers of this prefix are between host and runtime only.
 pub const RESERVED_PREFIX: &str = "x-open-runtimes-";
 
+/// Between a host and a runtime that are both ours, beyond the protocol: a request with [`LINES_IN_HEAD`] asks for its
+/// lines in the head of the answer, which says so with the same field. Who does not know it writes files as ever.
+pub const LOG_TRANSPORT: HeaderName = HeaderName::from_static("x-open-runtimes-log-transport");
+/// The one other transport than files: [`LOGS`] and [`ERRORS`] in the answer, absent when empty.
+pub const LINES_IN_HEAD: &str = "head";
+/// A function's lines, url-encoded.
+pub const LOGS: HeaderName = HeaderName::from_static("x-open-runtimes-logs");
+/// A function's errors, url-encoded.
+pub const ERRORS: HeaderName = HeaderName::from_static("x-open-runtimes-errors");
+
 /// Removes every reserved header.
 pub fn strip_reserved(headers: &mut HeaderMap) {
     while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(RESERVED_PREFIX)).cloned() {

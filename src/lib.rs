@@ -10,7 +10,7 @@
 //! # Layers
 //!
 //! A line knows only lines below it; modules on one line do not know each other, but for plain data: within the last
-//! line `tests/tidy.rs`, which holds the table, has a finer order, and `link` may name the values of `state`.
+//! line `tests/tidy.rs`, which holds the table, has a finer order.
 //!
 //! ```text
 //! main
@@ -18,9 +18,9 @@
 //! server                           accepts connections, drains them
 //! config · http · data_folder      flags and environment · our HTTP front · the data folder
 //! executor                         the facade: one method per use case
-//! pool                             who may use which instance
-//! adapter · link · state           containers and processes · the protocol to workers · stores
-//! function · runtime · instance · execution · headers · state_key · task · telemetry · units
+//! pool · build                     who may use which instance · from sources to artifacts
+//! adapter · link · transport · state · storage   what runs instances · to workers · to foreign images · stores · blobs
+//! function · runtime · instance · lifecycle · execution · headers · state_key · archive · task · telemetry · units
 //! ```
 //!
 //! # One request from end to end
@@ -28,10 +28,16 @@
 //! `POST /counter/add?n=2` arrives in [`http::call`]: request id, secret (in constant time), limits, body. Its first
 //! segment names a [`executor::Deployment`]; [`executor::Executor::call`] takes the entity's turn and its state from
 //! the [`state::StateStore`], gets a [`pool::Lease`] (starting an instance if none is free), and sends the request with
-//! the state in front over the [`link::Connection`]. The answer comes back with the new state, which is committed
-//! before the first byte of the answer leaves. The call's future finishes even if the client has left.
+//! the state in front over the [`link::Connection`]. The answer comes back with what becomes of the state: a value,
+//! events, or operations on a CRDT, and timers. `executor/stateful` makes one [`state::Commit`] of it, together
+//! with the answer if the request has an idempotency key, and that is durable before the first byte of the answer
+//! leaves. The call's future finishes even if the client has left.
+//!
+//! Timers take the same way without a client: `executor/clock.rs` claims what is due and makes a request of it.
 
 pub mod adapter;
+pub mod archive;
+pub mod build;
 pub mod cli;
 pub mod config;
 pub mod data_folder;
@@ -41,12 +47,15 @@ pub mod function;
 pub mod headers;
 pub mod http;
 pub mod instance;
+pub mod lifecycle;
 pub mod link;
 pub mod pool;
 pub mod runtime;
 pub mod server;
 pub mod state;
 pub mod state_key;
+pub mod storage;
 pub mod task;
 pub mod telemetry;
+pub mod transport;
 pub mod units;

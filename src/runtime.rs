@@ -32,20 +32,28 @@ pub struct Runtime {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct RuntimeManifest {
+    /// There is no language and no worker: the function's files are served as they are. Nothing else is set then.
+    #[serde(default)]
+    pub site: bool,
     /// Entrypoint of functions that name none.
+    #[serde(default)]
     pub entrypoint: String,
     /// The worker program, relative to the runtime's folder.
+    #[serde(default)]
     pub worker: String,
     /// Command line; `{program}`, `{worker}` and `{memory-mib}` are replaced.
+    #[serde(default)]
     pub command: Vec<String>,
     /// How a process finds the language on this host.
+    #[serde(default)]
     pub process: ProcessPart,
     /// What the image holds.
+    #[serde(default)]
     pub docker: DockerPart,
 }
 
 /// The `[process]` table of `runtime.toml`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ProcessPart {
     /// Names looked up in `PATH`, in this order; `{version}` is the version a function asks for.
@@ -59,16 +67,31 @@ pub struct ProcessPart {
 }
 
 /// The `[docker]` table of `runtime.toml`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DockerPart {
     /// The language's program inside the image.
     pub program: String,
     /// The version the image holds.
     pub version: String,
+    /// Debian packages that build commands need on top, and that serving does not.
+    #[serde(default)]
+    pub build_packages: Vec<String>,
 }
 
 impl RuntimeManifest {
+    /// What is missing for a worker to be started; none: nothing, or it needs none.
+    fn missing(&self) -> Option<&'static str> {
+        let needed = [
+            (self.entrypoint.is_empty(), "entrypoint"),
+            (self.worker.is_empty(), "worker"),
+            (self.command.is_empty(), "command"),
+            (self.process.program.is_empty(), "[process]"),
+            (self.docker.program.is_empty(), "[docker]"),
+        ];
+        needed.into_iter().find(|(missing, _)| *missing && !self.site).map(|(_, name)| name)
+    }
+
     /// The worker's command line for a program, a worker path and a memory limit in bytes.
     pub fn command_line(&self, program: &str, worker: &str, memory: u64) -> Vec<String> {
         let memory = (memory >> 20).to_string();
@@ -124,10 +147,12 @@ impl Runtimes {
                 continue;
             };
             let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-            let manifest = toml::from_str(&text).map_err(|e| RuntimeError::Manifest {
-                path: path.clone(),
-                message: e.to_string().trim().to_owned(),
-            })?;
+            let wrong = |message: String| RuntimeError::Manifest { path: path.clone(), message };
+            let manifest: RuntimeManifest =
+                toml::from_str(&text).map_err(|e| wrong(e.to_string().trim().to_owned()))?;
+            if let Some(missing) = manifest.missing() {
+                return Err(wrong(format!("{missing} is missing, and it is not a site")));
+            }
             let hash = hash_folder(&folder).map_err(at(&folder))?;
             let runtime = Runtime { name: name.to_owned(), folder: folder.clone(), manifest, hash };
             all.insert(name.to_owned(), Arc::new(runtime));
@@ -143,6 +168,11 @@ impl Runtimes {
     /// All of them, in order of name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Runtime>> {
         self.0.values()
+    }
+
+    /// Those with a worker, in order of name.
+    pub fn with_workers(&self) -> impl Iterator<Item = &Arc<Runtime>> {
+        self.iter().filter(|runtime| !runtime.manifest.site)
     }
 
     /// Their names, for messages.

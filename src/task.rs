@@ -2,12 +2,19 @@
 //!
 //! The only place that may call `tokio::spawn`: a task that nobody tracks cannot be waited for at shutdown, and its
 //! panic goes unseen. Tasks started here are drained by [`Tasks::drain`]; a panic is logged with the task's name.
+//!
+//! Short blocking work that comes often has a [`Lane`]: with a thread for each piece, pieces on the same folder do
+//! little but wait for its lock and wake each other.
 
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 /// A set of tasks that end together.
@@ -83,13 +90,85 @@ impl<T: Send + 'static> Drop for FinishAlways<T> {
     }
 }
 
+/// Blocking work, done in the order it came by one thread, which stays as long as there is some. Its queue is as long as
+/// its callers let it become. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Lane(Arc<Mutex<Queue>>);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// A thread is on it.
+    busy: bool,
+}
+
+impl Lane {
+    /// Does `work`. `None`: it panicked, or the program ends; then it was dropped, maybe without having run.
+    ///
+    /// # Cancel safety
+    /// The work is done all the same.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (told, result) = oneshot::channel();
+        let job = move || drop(told.send(work()));
+        let idle = {
+            let mut queue = self.lock();
+            queue.jobs.push_back(Box::new(job));
+            !std::mem::replace(&mut queue.busy, true)
+        };
+        if idle {
+            // Made here, so that it is dropped, and the jobs with it, also where the thread never starts.
+            let shift = Shift { lane: self.clone(), over: false };
+            tokio::task::spawn_blocking(move || shift.work());
+        }
+        result.await.ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job; none: the thread goes.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.lock();
+        let job = queue.jobs.pop_front();
+        queue.busy = job.is_some();
+        job
+    }
+}
+
+/// A thread's time on a lane.
+struct Shift {
+    lane: Lane,
+    /// The queue was empty; what comes later has a shift of its own.
+    over: bool,
+}
+
+impl Shift {
+    fn work(mut self) {
+        while let Some(job) = self.lane.next() {
+            // Who waits for it hears of the panic; the hook has told of it.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+        self.over = true;
+    }
+}
+
+impl Drop for Shift {
+    fn drop(&mut self) {
+        if !self.over {
+            // The program ends, and nobody would ever come for them.
+            let left = std::mem::take(&mut *self.lane.lock());
+            drop(left);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::panic::AssertUnwindSafe;
-    use std::sync::{Arc, Mutex};
 
-    use tokio::sync::oneshot;
     use tokio::time::Instant;
 
     use super::*;
@@ -216,6 +295,69 @@ mod tests {
         });
         assert!(tasks.drain(LIMIT).await);
         assert_eq!(begun.elapsed().as_secs(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_lane_does_one_thing_at_a_time_in_order() {
+        let lane = Lane::default();
+        let (done, at_once) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(())));
+        let jobs = (0..100).map(|number| {
+            let (done, at_once) = (Arc::clone(&done), Arc::clone(&at_once));
+            lane.run(move || {
+                let _alone = at_once.try_lock().expect("no other one runs");
+                done.lock().unwrap().push(number);
+                number
+            })
+        });
+        let results = futures_util::future::join_all(jobs).await;
+        assert_eq!(results, (0..100).map(Some).collect::<Vec<_>>());
+        assert_eq!(*done.lock().unwrap(), (0..100).collect::<Vec<_>>());
+        assert_eq!(lane.run(|| 1).await, Some(1), "it starts again when it was empty");
+    }
+
+    #[tokio::test]
+    async fn a_lane_survives_a_panic_and_a_caller_that_leaves() {
+        let lane = Lane::default();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let (told, ran) = oneshot::channel();
+        let blocked = lane.run(move || gate.recv().is_ok());
+        let panics = lane.run(|| panic!("in the lane"));
+        let mut left = Box::pin(lane.run(move || told.send(())));
+        let mut blocked = Box::pin(blocked);
+        assert!(futures_util::poll!(&mut blocked).is_pending());
+        assert!(futures_util::poll!(&mut left).is_pending());
+        drop(left);
+        open.send(()).unwrap();
+        assert_eq!(blocked.await, Some(true));
+        assert_eq!(panics.await, None::<()>);
+        ran.await.unwrap();
+    }
+
+    #[test]
+    fn what_waits_in_a_lane_is_dropped_with_the_runtime() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let lane = Lane::default();
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let (begun, running) = std::sync::mpsc::channel();
+        let token = Arc::new(());
+        let held = Arc::clone(&token);
+        runtime.block_on(async {
+            // Takes the only thread, so that the lane's never starts.
+            drop(tokio::task::spawn_blocking(move || {
+                begun.send(()).unwrap();
+                gate.recv()
+            }));
+            let mut waits = Box::pin(lane.run(move || drop(held)));
+            assert!(futures_util::poll!(&mut waits).is_pending());
+        });
+        running.recv_timeout(LIMIT).unwrap();
+        runtime.shutdown_background();
+        open.send(()).unwrap();
+        let end = std::time::Instant::now() + LIMIT;
+        while Arc::strong_count(&token) > 1 && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        assert_eq!(Arc::strong_count(&token), 1);
     }
 
     #[test]

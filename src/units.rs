@@ -3,7 +3,9 @@
 //! One place, because `function.toml` and the command line must agree on what a unit means.
 //! Both parsers are total: any text gives a value or a message that names the accepted forms.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, Utc};
 
 /// Parses `250ms`, `15s`, `1m30s`, `2h`, `30d`.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -61,6 +63,11 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     if value.is_finite() && value < 9e15 { Ok(value as u64) } else { Err(bad()) }
 }
 
+/// `2026-11-20T12:00:00.123+00:00`
+pub fn timestamp(at: SystemTime) -> String {
+    DateTime::<Utc>::from(at).format("%Y-%m-%dT%H:%M:%S%.3f+00:00").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +89,17 @@ mod tests {
         for bad in ["", "MiB", "1XB", "-1", "1e99GiB", "99999999999999999999GiB"] {
             assert!(bytes(bad).unwrap_err().contains("is not a size"), "{bad}");
         }
+    }
+
+    #[test]
+    fn timestamps() {
+        let at = |seconds, millis: u32| {
+            timestamp(SystemTime::UNIX_EPOCH + Duration::new(seconds, 1_000_000 * millis))
+        };
+        assert_eq!(at(0, 0), "1970-01-01T00:00:00.000+00:00");
+        assert_eq!(at(951_782_399, 999), "2000-02-28T23:59:59.999+00:00");
+        assert_eq!(at(951_782_400, 0), "2000-02-29T00:00:00.000+00:00");
+        assert_eq!(at(1_795_176_000, 123), "2026-11-20T12:00:00.123+00:00");
+        assert_eq!(at(4_107_542_400, 0), "2100-03-01T00:00:00.000+00:00");
     }
 }

@@ -323,7 +323,11 @@ fn a_mistake_in_a_manifest_names_file_and_line_and_hurts_no_other() {
             "\nruntime = \"cobol\"\n".to_owned(),
             "function.toml:2: there is no runtime `cobol`; there are: ",
         ),
-        ("no-runtime", "entrypoint = \"index.mjs\"\n".to_owned(), "missing field `runtime`"),
+        (
+            "no-runtime",
+            "entrypoint = \"index.mjs\"\n".to_owned(),
+            "runtime is missing; write for example runtime = \"node\"",
+        ),
         (
             "entrypoint",
             "runtime = \"node\"\nentrypoint = \"x.js\"\n".to_owned(),
@@ -345,7 +349,7 @@ fn a_mistake_in_a_manifest_names_file_and_line_and_hurts_no_other() {
             format!("{node}[state]\nkey = \"{{cookie.a}}\"\n"),
             "function.toml:4: the key has the unknown part `{cookie.a}`",
         ),
-        ("empty", String::new(), "missing field `runtime`"),
+        ("empty", String::new(), "runtime is missing; write for example runtime = \"node\""),
         ("binary", "\u{0}\u{1}".to_owned(), "function.toml:1: "),
     ];
     home.node("good", "", HELLO);
@@ -460,7 +464,9 @@ fn deadlines_say_what_was_waited_for() {
                 first.detail(),
                 "The function's timeout of 2s passed while the function had not answered."
             );
-            if home.lines(name).len() == 1 {
+            // Or its turn, but no instance, for the first one's is not given away before its call has ended.
+            let turn = name == "entity" && late.problem() == "504 deadline adapter";
+            if home.lines(name).len() == 1 && !turn {
                 assert_eq!(late.problem(), format!("504 deadline {part}"));
                 assert!(late.detail().contains(text), "{}", late.detail());
             }
@@ -538,4 +544,23 @@ fn what_is_not_http_is_answered_and_ends_the_connection() {
         assert!(reply.status == status || (status == 414 && reply.status == 431), "{what}: {}", reply.status);
         assert_eq!(server.ok("/echo").status, 200, "the next connection is served");
     }
+}
+
+/// The front of runtimes needs containers. That is for the operator to change, so it is told in production, too.
+#[test]
+fn callers_of_the_executor_api_hear_that_there_are_no_containers() {
+    let home = Home::new();
+    let mut command = home.command();
+    command.args(["--port", "0", "--adapter", "process"]).env("OPR_EXECUTOR_SECRET", "key");
+    let server = home.spawn(command);
+    let post = |path: &str, body: &'static str| {
+        let request = server.request("POST", path).header("authorization", "Bearer key");
+        let reply = request.header("content-type", "application/json").body(body).send();
+        assert_eq!(reply.status, 500, "{}", reply.text());
+        reply.json()["message"].as_str().unwrap().to_owned()
+    };
+    let why = "runtimes are containers, and this executor runs processes: start it with --adapter docker";
+    assert_eq!(post("/v1/runtimes", r#"{ "runtimeId": "a", "image": "debian" }"#), why);
+    let called = post("/v1/runtimes/b/executions", r#"{ "image": "debian", "source": "/x" }"#);
+    assert!(called.ends_with(why), "{called}");
 }

@@ -5,11 +5,10 @@
 mod common;
 
 use std::net::TcpStream;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::node::{ECHO, GATE, HELLO};
+use common::node::{GATE, HELLO};
 use common::{Conn, Home, Server, alive, at_once, eventually, eventually_within, processes, signal};
 use rustix::process::Signal;
 
@@ -570,82 +569,4 @@ fn without_watching_nothing_changes() {
     assert_eq!(server.stop(), 0);
     let server = home.start(&[]);
     assert_eq!((server.ok("/f").text().as_str(), server.get("/new").status), ("2", 200));
-}
-
-fn run_alone(home: &Home, folder: &Path, flags: &[&str]) -> Server {
-    let mut command = home.command();
-    command.arg("run").arg(folder).args(["--port", "0"]).args(flags);
-    home.spawn(command)
-}
-
-#[test]
-fn one_function_alone_serves_every_path_without_a_secret() {
-    let home = Home::new();
-    home.node("echo", "", ECHO).node("other", "", HELLO);
-    let mut server = run_alone(&home, &home.functions().join("echo"), &[]);
-    assert_eq!(server.secret, None);
-    for path in ["/", "/echo", "/other", "/a/b%20c", "/v1/x", "//"] {
-        let seen = server.ok(&format!("{path}?q=1")).json();
-        assert_eq!((seen["path"].as_str(), seen["queryString"].as_str()), (Some(path), Some("q=1")));
-    }
-    assert_eq!(server.post("/x", "body").json()["text"], "body");
-    assert_eq!(server.stop(), 0);
-    assert_eq!(instances(&home), [] as [i32; 0]);
-}
-
-#[test]
-fn one_function_alone_with_state_and_in_python() {
-    let code = r#"
-def main(context):
-    n = (context.state.get() or 0) + 1
-    context.state.set(n)
-    return context.res.text(f"{context.state.key} {n}")
-"#;
-    let home = Home::new();
-    home.python("count", "[state]\nkey = \"{path.1}\"", code);
-    let folder = home.functions().join("count");
-    let mut server = run_alone(&home, &folder, &[]);
-    assert_eq!((server.ok("/a").text(), server.ok("/a/x").text()), ("a 1".into(), "a 2".into()));
-    assert_eq!(server.get("/").problem(), "400 no-state-key front");
-    server.kill();
-    let server = run_alone(&home, &folder, &["--watch=on"]);
-    assert_eq!(server.ok("/a").text(), "a 3");
-    home.write("count", "main.py", &code.replace("{n}", "{n} changed"));
-    server.wait_log("reloaded");
-    assert_eq!(server.ok("/a").text(), "a 4 changed");
-}
-
-#[test]
-fn a_given_secret_is_asked_for() {
-    let home = Home::new();
-    home.node("hello", "", HELLO);
-    let given = ["--secret", "given"];
-    for (server, path) in [
-        (run_alone(&home, &home.functions().join("hello"), &given), "/"),
-        (home.start(&["--secret", "given", "--data", &home.file("e")]), "/hello"),
-    ] {
-        let with = |secret: &str| {
-            server.request("GET", path).without_secret().header("x-open-runtimes-secret", secret)
-        };
-        let without = server.request("GET", path).without_secret().send();
-        assert_eq!(without.status, 401);
-        assert_eq!(without.text(), "Unauthorized. Provide correct \"x-open-runtimes-secret\" header.");
-        assert_eq!(with("wrong").send().status, 401);
-        assert_eq!(with("given").send().text(), "hello");
-        assert!(!server.log().contains("given"), "it is not logged: {}", server.log());
-    }
-}
-
-#[test]
-fn one_function_alone_that_is_broken_says_so() {
-    let home = Home::new();
-    home.write("bad", "function.toml", "runtime = \"node\"\nno-such-key = 1\n");
-    let server = run_alone(&home, &home.functions().join("bad"), &[]);
-    let reply = server.get("/any");
-    assert_eq!(reply.problem(), "503 broken-function function");
-    assert!(reply.detail().contains("function.toml:2:"), "{}", reply.detail());
-    drop(server);
-    let none = home.run(&["run", &home.file("nowhere"), "--port", "0"]);
-    assert_eq!(none.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&none.stderr).contains("is not a folder"));
 }

@@ -3,17 +3,31 @@ export const info = { name: 'cart', version: '1.0.0', doc: 'a shopping cart for 
 const MAX_ITEMS = 100;
 const MAX_QUANTITY = 999;
 
-// State: { items: { [name]: quantity } }
-export default function ({ req, res, state }) {
-  const items = new Map(Object.entries(state.get()?.items ?? {}));
+// How long a filled cart may wait before its owner is reminded, unless ?remind= says otherwise.
+const PATIENCE = '1d';
+
+// State: { items: { [name]: quantity }, reminded }
+export default function ({ req, res, log, state }) {
+  const cart = state.get() ?? {};
+  const items = new Map(Object.entries(cart.items ?? {}));
+  // Timers come as requests that only the executor can make.
+  if (req.path === '/__timer/remind') {
+    log(`${state.key} left ${items.size} items in the cart`);
+    state.set({ ...cart, reminded: (cart.reminded ?? 0) + 1 });
+    return res.empty();
+  }
   const fail = (status, error, headers) => res.json({ error }, status, headers);
   const save = (status) => {
-    state.set({ items: Object.fromEntries(items) });
+    state.set({ ...cart, items: Object.fromEntries(items) });
+    // Set and cancelled in the same commit as the cart; a name has one timer, so this one replaces an earlier one.
+    if (items.size > 0) state.schedule('remind', { after: req.query.remind ?? PATIENCE });
+    else state.cancel('remind');
     return show(status);
   };
   const show = (status) => {
     const list = [...items].map(([item, quantity]) => ({ item, quantity }));
-    return res.json({ user: state.key, items: list, total: list.reduce((sum, { quantity }) => sum + quantity, 0) }, status);
+    const total = list.reduce((sum, { quantity }) => sum + quantity, 0);
+    return res.json({ user: state.key, items: list, total, reminded: cart.reminded ?? 0 }, status);
   };
 
   if (req.path === '/') {

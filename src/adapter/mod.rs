@@ -10,11 +10,17 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use self::job::Job;
 use crate::function::Function;
 use crate::instance::{Exit, Launch};
 use crate::runtime::Runtime;
 
 pub mod docker;
+pub mod guest;
+pub mod job;
 pub mod process;
 
 /// A boxed future, as trait objects need it.
@@ -37,8 +43,22 @@ pub trait Adapter: Send + Sync {
     /// the next `sweep`.
     fn start<'a>(&'a self, launch: &'a Launch) -> BoxFuture<'a, Result<Box<dyn Unit>, AdapterError>>;
 
+    /// Runs a job to its end with the tools of its runtime, which must have been prepared, and gives the exit code (128
+    /// and the signal if one killed it). What it writes, of both kinds, goes to `output` as it comes; a full channel
+    /// makes it wait. Cancel safety: when the future is dropped, everything it started is killed.
+    fn run_job<'a>(
+        &'a self,
+        job: &'a Job,
+        output: mpsc::Sender<Bytes>,
+    ) -> BoxFuture<'a, Result<i32, AdapterError>>;
+
     /// The function's folder as its worker sees it.
     fn code_directory(&self, function: &Function) -> String;
+
+    /// Whether, and how, it runs containers of foreign images.
+    fn guests(&self) -> Option<&dyn guest::Guests> {
+        None
+    }
 
     /// Removes what a crashed predecessor with the same data folder left behind; gives how many instances.
     fn sweep(&self) -> BoxFuture<'_, Result<usize, AdapterError>>;

@@ -58,13 +58,14 @@ async fn adapters(args: &DoctorArgs, runtimes: &Runtimes, scratch: &Scratch) -> 
         host: crate::config::docker_host(),
         network: Network::default(),
         user: None,
+        registry: None,
     };
     match DockerAdapter::connect(options).await {
         Err(error) => say(false, "docker", &error.to_string()),
         Ok(docker) => {
             say(true, "docker", "its daemon answers");
             docker_runs = true;
-            for runtime in runtimes.iter() {
+            for runtime in runtimes.with_workers() {
                 let (possible, text) = match docker.can_build(runtime).await {
                     Ok(state) => (state != ImageState::NoBase, state.to_string()),
                     Err(error) => (false, error.to_string()),
@@ -77,7 +78,7 @@ async fn adapters(args: &DoctorArgs, runtimes: &Runtimes, scratch: &Scratch) -> 
     }
     let process = ProcessAdapter::new(scratch.path().join("run"), crate::config::search_path());
     let mut process_runs = false;
-    for runtime in runtimes.iter() {
+    for runtime in runtimes.with_workers() {
         match process.locate(runtime, None).await {
             Ok((path, version)) => {
                 process_runs = true;

@@ -23,7 +23,8 @@ pub(super) struct HealthArgs {
 
 pub(super) fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     let target = Target::find(args.url.as_deref(), &args.data, None, None)?;
-    let request = target.send(http::Request::get("/"), "/_/health", Bytes::new(), LIMIT);
+    let path = if target.single { "/__opr/health" } else { "/_/health" };
+    let request = target.send(http::Request::get("/"), path, Bytes::new(), LIMIT);
     let answer = super::block_on(request)?;
     println!("{}", String::from_utf8_lossy(answer.body()));
     Ok(if answer.status().is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -9,10 +9,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::adapter::process::ProcessAdapter;
-use crate::function::{self, Access, Function};
+use crate::function::{self, Access, Function, Model, ServedBy};
 use crate::link::message::Limits;
 use crate::pool::Starter;
 use crate::runtime::Runtimes;
+use crate::transport::Client;
 
 /// A function that does not load within this time has no info to show.
 const INFO_LIMIT: Duration = Duration::from_secs(30);
@@ -81,7 +82,10 @@ pub(super) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
 fn row(f: &Function) -> String {
     let access = if f.access == Access::Public { "public" } else { "secret" };
     let instances = format!("{}-{}", f.min_instances, f.max_instances);
-    let state = f.state.as_ref().map_or("-".to_owned(), |state| format!("per {}", state.key));
+    let state = f.state.as_ref().map_or("-".to_owned(), |state| match state.model {
+        Model::Value => format!("per {}", state.key),
+        _ => format!("{} per {}", state.model, state.key),
+    });
     let timeout = format!("{:?}", f.timeout);
     format!("{:14} {access:8} {instances:9} {timeout:8} {state}", f.runtime.to_string())
 }
@@ -94,9 +98,24 @@ pub(super) fn info(args: &InfoArgs) -> anyhow::Result<ExitCode> {
         bail!("there is no function `{}` in {}", args.name, args.folders.functions.display());
     }
     let function = function::read_entry(&folder, &args.name, &runtimes).function?;
+    if function.served_by != ServedBy::Worker {
+        bail!(
+            "`{}` is served by {}, which says nothing of itself",
+            args.name,
+            served_by(&function.served_by)
+        );
+    }
     let info = super::block_on(ask(&function, &runtimes, scratch.path()))?;
     println!("{}", serde_json::to_string_pretty(&info)?);
     Ok(ExitCode::SUCCESS)
+}
+
+fn served_by(what: &ServedBy) -> String {
+    match what {
+        ServedBy::Worker => "a worker".into(),
+        ServedBy::Image(image) => format!("the image {}", image.name),
+        ServedBy::Files => "its files".into(),
+    }
 }
 
 async fn ask(
@@ -107,8 +126,9 @@ async fn ask(
     let run_folder = scratch.join("run");
     let path = crate::config::search_path();
     let adapter = Arc::new(ProcessAdapter::new(run_folder.clone(), path));
-    let worker_limits = Limits { response: 20 << 20, state: 1 << 20 };
-    let starter = Starter { adapter, limit: INFO_LIMIT, run_folder, worker_limits };
+    let worker_limits = Limits::new(20 << 20, 1 << 20);
+    let starter =
+        Starter { adapter, limit: INFO_LIMIT, run_folder, worker_limits, client: Client::default() };
     let runtime = runtimes.get(&function.runtime.name).context("its runtime is gone")?;
     let ready = starter.info(function, &runtime).await.map_err(|failure| anyhow::anyhow!(failure.message))?;
     Ok(serde_json::json!({

@@ -2,20 +2,24 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the room that prints")]
 
+mod build;
 mod client;
+mod deploy;
 mod doctor;
 mod health;
+mod image;
 mod invoke;
+mod lifecycle;
 mod list;
 mod new;
 mod serve;
+mod state;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::ServeArgs;
+use crate::config::{RunArgs, ServeArgs};
 
 /// Turns a folder of functions into HTTP endpoints, warm, with their state.
 ///
@@ -35,8 +39,8 @@ enum Command {
     Serve(ServeArgs),
     /// Serve one function alone, at every path, in processes of this host
     Run {
-        /// The function's folder
-        folder: PathBuf,
+        #[command(flatten)]
+        run: RunArgs,
         #[command(flatten)]
         serve: ServeArgs,
     },
@@ -44,14 +48,30 @@ enum Command {
     New(new::NewArgs),
     /// Call a function of a running executor and show answer, logs and timings
     Invoke(invoke::InvokeArgs),
+    /// Build a function here and write the artifact to a file
+    Build(build::BuildArgs),
+    /// Send a function to a running executor, which builds, starts and then serves it
+    Deploy(deploy::DeployArgs),
+    /// Let an earlier version of a deployed function serve again
+    Rollback(deploy::RollbackArgs),
+    /// Take a deployed function away
+    Remove(deploy::RemoveArgs),
     /// List the functions
     List(list::ListArgs),
+    /// Look at the state of functions, change and move it
+    #[command(subcommand)]
+    State(state::StateCommand),
     /// Print what a function says of itself, without running its init hook
     Info(list::InfoArgs),
+    /// Build the image of a language for hosts of Open Runtimes, with this binary inside
+    Image(image::ImageArgs),
     /// Say what is usable here and what to do about what is missing
     Doctor(doctor::DoctorArgs),
     /// Ask a running executor whether it is healthy; exit code 0 if so
     Health(health::HealthArgs),
+    /// What the helper scripts of an image call
+    #[command(hide = true, subcommand)]
+    Lifecycle(lifecycle::LifecycleCommand),
 }
 
 /// Parses the command line and runs what it says.
@@ -60,13 +80,20 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => serve::serve(&cli.serve, None),
         Some(Command::Serve(args)) => serve::serve(&args, None),
-        Some(Command::Run { folder, serve }) => serve::serve(&serve, Some(&folder)),
+        Some(Command::Run { run, serve }) => serve::serve(&serve, Some(&run)),
         Some(Command::New(args)) => new::new(&args),
         Some(Command::Invoke(args)) => invoke::invoke(&args),
+        Some(Command::Build(args)) => build::build(&args),
+        Some(Command::Deploy(args)) => deploy::deploy(&args),
+        Some(Command::Rollback(args)) => deploy::rollback(&args),
+        Some(Command::Remove(args)) => deploy::remove(&args),
         Some(Command::List(args)) => list::list(&args),
+        Some(Command::State(command)) => state::state(&command),
         Some(Command::Info(args)) => list::info(&args),
+        Some(Command::Image(args)) => image::image(&args),
         Some(Command::Doctor(args)) => doctor::doctor(&args),
         Some(Command::Health(args)) => health::health(&args),
+        Some(Command::Lifecycle(command)) => Ok(lifecycle::lifecycle(&command)),
     };
     match result {
         Ok(code) => code,

@@ -23,7 +23,7 @@ use super::body::AnswerBody;
 use super::error::{self, Problem, REQUEST_ID};
 use crate::execution::{self, BodyError, BodyStream, Request, Timings};
 use crate::executor::{CallError, Deployed, Outcome};
-use crate::function::Access;
+use crate::function::{Access, ServedBy};
 use crate::headers::strip_reserved;
 
 /// Bodies up to this many bytes travel inside the CALL frame.
@@ -117,16 +117,23 @@ async fn serve(
         Some(Deployed::Broken(why)) => return Err(CallError::Broken(why).into()),
         None => return Err(CallError::Unknown(name.to_owned()).into()),
     };
+    if deployment.function.served_by == ServedBy::Files {
+        let answer = front.sites.serve(&deployment.function, &parts, path).await;
+        return answer.map_err(|error| {
+            tracing::error!(function = name, "a site's folder cannot be opened: {error}");
+            error::broken_site().into()
+        });
+    }
     let deadline = Instant::now() + deployment.function.timeout;
     let body = read(body, &front.limits, deadline).await.map_err(CallError::Body)?;
-    let path = path.to_owned();
+    let path = if path.is_empty() { "/" } else { path }.to_owned();
     let request = to_request(parts, Arc::clone(id), path, body, deadline);
-    let Outcome { result, timings: spent } = front.executor.call(deployment, request).await;
+    let Outcome { result, timings: spent, .. } = front.executor.call(deployment, request).await;
     *timings = spent;
     Ok(to_response(result?))
 }
 
-/// The function a path is about, its name, and the path it sees.
+/// The function a path is about, its name, and the path it sees; empty, if there is no slash after the name.
 fn route<'a>(front: &Front, path: &'a str) -> (Option<Deployed>, &'a str, &'a str) {
     if let Some(only) = front.executor.single() {
         return (Some(only), "", path);
@@ -134,7 +141,7 @@ fn route<'a>(front: &Front, path: &'a str) -> (Option<Deployed>, &'a str, &'a st
     let rest = path.strip_prefix('/').unwrap_or(path);
     let (name, path) = match rest.find('/') {
         Some(slash) => rest.split_at(slash),
-        None => (rest, "/"),
+        None => (rest, ""),
     };
     (front.executor.find(name), name, path)
 }
@@ -190,7 +197,7 @@ fn check(parts: &Parts, body: &Incoming, max_body: u64) -> Result<(), Problem> {
 }
 
 /// Reads a small body whole; gives a larger one as a stream with the limits built in.
-async fn read(
+pub(super) async fn read(
     body: Incoming,
     limits: &super::FrontLimits,
     deadline: Instant,
@@ -241,7 +248,13 @@ fn limited(body: Incoming, max: u64, idle: Duration) -> BodyStream {
     .boxed()
 }
 
-fn to_request(parts: Parts, id: Arc<str>, path: String, body: execution::Body, deadline: Instant) -> Request {
+pub(super) fn to_request(
+    parts: Parts,
+    id: Arc<str>,
+    path: String,
+    body: execution::Body,
+    deadline: Instant,
+) -> Request {
     let mut headers = parts.headers;
     strip_reserved(&mut headers);
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
@@ -253,7 +266,8 @@ fn to_request(parts: Parts, id: Arc<str>, path: String, body: execution::Body, d
     let (host, port) = split_host(authority.unwrap_or(""));
     let port = port.unwrap_or(if scheme == "https" { 443 } else { 80 });
     let (host, query) = (host.to_owned(), parts.uri.query().unwrap_or("").to_owned());
-    Request { id, method: parts.method, scheme, host, port, path, query, headers, body, deadline }
+    let method = parts.method;
+    Request { id, method, scheme, host, port, path, query, headers, body, deadline, limit: None }
 }
 
 /// `name:port`, `[::1]:port`, or without a port.
@@ -267,7 +281,7 @@ fn split_host(host: &str) -> (&str, Option<u16>) {
     }
 }
 
-fn to_response(answer: execution::Response) -> Answer {
+pub(super) fn to_response(answer: execution::Response) -> Answer {
     let execution::Response { status, headers, body, length } = answer;
     let body = match body {
         execution::Body::Full(body) => AnswerBody::full(body),
@@ -290,6 +304,9 @@ fn server_timing(timings: &Timings) -> HeaderValue {
         let comma = if text.is_empty() { "" } else { ", " };
         let micros = spent.as_micros();
         let _ = write!(text, "{comma}{name};dur={}.{:03}", micros / 1000, micros % 1000);
+    }
+    if timings.retries > 0 {
+        let _ = write!(text, ", retries;desc={}", timings.retries);
     }
     HeaderValue::try_from(text).expect("digits and names are header text")
 }

@@ -1,4 +1,7 @@
-//! Errors as problem details (RFC 9457). The only file with our status codes.
+//! Errors as problem details (RFC 9457), and which status the failures of calls and deployments have.
+//!
+//! Two fronts owe other tables to their specifications, and have them: `contract` for a function that is served alone,
+//! `v1::error` for the executor API. What is wrong with a request itself is found, and given its status, where it is read.
 //!
 //! `type` is stable and meant for programs; `detail` is for people and may change; `part` says where to look. Nothing
 //! of Docker, a database or a function's stack is in any of them.
@@ -13,8 +16,9 @@ use http::header::{self, HeaderValue};
 use http::{HeaderName, StatusCode};
 use serde::Serialize;
 
+use crate::build::BuildError;
 use crate::execution::BodyError;
-use crate::executor::{CallError, Stage};
+use crate::executor::{BUILD_RETRY, CallError, DeployError, DeskError, Stage};
 use crate::function::ManifestError;
 use crate::pool::StartPart;
 use crate::state::StoreError;
@@ -119,10 +123,25 @@ pub fn of_call(error: &CallError) -> Option<Problem> {
         }
         CallError::Store(_) => problem.detail = "The state store failed; the executor's log says why.".into(),
         CallError::Deadline(limit, stage) => problem.detail = late(*limit, *stage),
+        CallError::NotBuilt(why) => {
+            problem.retry_after = Some(BUILD_RETRY);
+            if matches!(**why, BuildError::Io { .. }) {
+                problem.detail = "The function could not be built; the executor's log says why.".into();
+            }
+        }
         CallError::Key(_)
         | CallError::Died(_)
         | CallError::Body(_)
         | CallError::Conflict
+        | CallError::Changed
+        | CallError::StateTooNew { .. }
+        | CallError::WrongModel { .. }
+        | CallError::Full(_)
+        | CallError::NoStore(_)
+        | CallError::IdempotencyKey(_)
+        | CallError::KeyReused
+        | CallError::TimerPath
+        | CallError::Fired
         | CallError::Raised => {}
     }
     Some(problem)
@@ -135,6 +154,9 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
         CallError::Unknown(_) => (S::NOT_FOUND, "unknown-function", "Unknown function", "front"),
         CallError::Broken(_) => {
             (S::SERVICE_UNAVAILABLE, "broken-function", "The function is not deployable", "function")
+        }
+        CallError::NotBuilt(_) => {
+            (S::SERVICE_UNAVAILABLE, "build-failed", "The function could not be built", "function")
         }
         CallError::Key(_) => (S::BAD_REQUEST, "no-state-key", "The request does not name its state", "front"),
         CallError::QueueFull(_) => {
@@ -153,7 +175,7 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
         }
         CallError::Deadline(_, stage) => {
             let part = match stage {
-                Stage::Entity | Stage::Function => "function",
+                Stage::Build | Stage::Entity | Stage::Function => "function",
                 Stage::State => "store",
                 Stage::Instance => "adapter",
             };
@@ -166,6 +188,9 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
         CallError::Body(BodyError::Idle(_)) => {
             (S::REQUEST_TIMEOUT, "body-idle", "The body came too slowly", "front")
         }
+        CallError::Body(BodyError::Late(_)) => {
+            (S::GATEWAY_TIMEOUT, "deadline", "No answer in time", "function")
+        }
         CallError::Body(BodyError::Broken(_)) => {
             (S::BAD_REQUEST, "body-broken", "The body ended early", "front")
         }
@@ -174,11 +199,86 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
             (S::SERVICE_UNAVAILABLE, "store-unavailable", "The state store is not available", "store")
         }
         CallError::Store(_) => (S::INTERNAL_SERVER_ERROR, "store-failed", "The state store failed", "store"),
-        CallError::Conflict => (S::CONFLICT, "state-conflict", "The state was changed by others", "store"),
+        CallError::Conflict | CallError::Changed | CallError::Fired => {
+            (S::CONFLICT, "state-conflict", "The state was changed by others", "store")
+        }
+        CallError::StateTooNew { .. } => {
+            (S::SERVICE_UNAVAILABLE, "state-too-new", "The state is newer than the function", "function")
+        }
+        CallError::WrongModel { .. } => {
+            (S::SERVICE_UNAVAILABLE, "state-model", "The state has another model", "function")
+        }
+        CallError::Full(_) => (S::INSUFFICIENT_STORAGE, "too-many-entities", "Too many entities", "function"),
+        CallError::NoStore(_) => {
+            (S::SERVICE_UNAVAILABLE, "unknown-store", "The function's store is not there", "store")
+        }
+        CallError::IdempotencyKey(_) => {
+            (S::BAD_REQUEST, "bad-idempotency-key", "The idempotency key cannot be used", "front")
+        }
+        CallError::KeyReused => (
+            S::UNPROCESSABLE_ENTITY,
+            "idempotency-key-reused",
+            "The idempotency key was used before",
+            "front",
+        ),
+        CallError::TimerPath => (S::NOT_FOUND, "timer-path", "Only timers call this path", "front"),
         CallError::Closing => {
             (S::SERVICE_UNAVAILABLE, "shutting-down", "The executor is shutting down", "front")
         }
     })
+}
+
+/// What an operator is told of a deployment that failed before its answer began.
+pub fn of_deploy(error: &DeployError) -> Problem {
+    use StatusCode as S;
+    let status = match error {
+        DeployError::Name(_) | DeployError::Build(BuildError::Refused(_) | BuildError::Manifest(_)) => {
+            S::BAD_REQUEST
+        }
+        DeployError::Unknown(_) => S::NOT_FOUND,
+        DeployError::Single | DeployError::InFolder(_) | DeployError::NoVersion(..) => S::CONFLICT,
+        DeployError::Start(_) | DeployError::Closing | DeployError::Build(BuildError::Adapter(_)) => {
+            S::SERVICE_UNAVAILABLE
+        }
+        DeployError::Build(BuildError::QueueFull(_)) => S::TOO_MANY_REQUESTS,
+        DeployError::Build(_) => S::INTERNAL_SERVER_ERROR,
+    };
+    let mut problem = Problem::new(status, error.kind(), "Not done", "front", error.to_string());
+    if status == S::TOO_MANY_REQUESTS || matches!(error, DeployError::Closing) {
+        problem.retry_after = Some(Duration::from_secs(1));
+    }
+    problem
+}
+
+/// What an operator is told who did not get or change state.
+pub fn of_desk(error: &DeskError) -> Problem {
+    use StatusCode as S;
+    let (status, kind) = match error {
+        DeskError::NoStore(_) => (S::NOT_FOUND, "unknown-store"),
+        DeskError::Absent => (S::NOT_FOUND, "unknown-key"),
+        DeskError::Changed(_) => (S::PRECONDITION_FAILED, "state-conflict"),
+        DeskError::NotPlain(_) => (S::CONFLICT, "state-model"),
+        DeskError::TooLarge(..)
+        | DeskError::Store(StoreError::TooLarge { .. } | StoreError::TooMany { .. }) => {
+            (S::PAYLOAD_TOO_LARGE, "body-too-large")
+        }
+        DeskError::Key(_) => (S::BAD_REQUEST, "bad-key"),
+        DeskError::NotJson(_) => (S::BAD_REQUEST, "not-json"),
+        DeskError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
+            (S::SERVICE_UNAVAILABLE, "store-unavailable")
+        }
+        DeskError::Store(_) => (S::INTERNAL_SERVER_ERROR, "store-failed"),
+    };
+    let mut problem = Problem::new(status, kind, "Not done", "store", error.to_string());
+    if let DeskError::Store(cause) = error {
+        // Paths and addresses are for the log.
+        tracing::error!(error = cause as &dyn std::error::Error, "state store");
+        problem.detail = "The state store failed; the executor's log says why.".into();
+    }
+    if status == S::SERVICE_UNAVAILABLE {
+        problem.retry_after = Some(Duration::from_secs(1));
+    }
+    problem
 }
 
 fn unknown(name: &str) -> String {
@@ -198,12 +298,25 @@ fn broken(why: &ManifestError) -> String {
 
 fn late(limit: Duration, stage: Stage) -> String {
     let stage = match stage {
+        Stage::Build => "the function was still being built",
         Stage::Entity => "it was still waiting for earlier calls on the same state",
         Stage::State => "its state was still being read or stored",
         Stage::Instance => "no instance was ready; all are busy or starting",
         Stage::Function => "the function had not answered",
     };
     format!("The function's timeout of {limit:?} passed while {stage}.")
+}
+
+/// The folder of a site is gone or closed to us; the log says more.
+pub fn broken_site() -> Problem {
+    let detail = "The folder of this site cannot be opened; the executor's log says why.".to_owned();
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "broken-function",
+        "Site cannot be served",
+        "function",
+        detail,
+    )
 }
 
 /// 405 for routes of our own.
@@ -250,6 +363,10 @@ mod tests {
         )
     }
 
+    fn not_built(error: BuildError) -> CallError {
+        CallError::NotBuilt(Arc::new(error))
+    }
+
     fn unavailable() -> StoreError {
         let cause = Arc::new(std::io::Error::other("/secret/path: disk full"));
         StoreError::Unavailable(Failure { doing: "committing".into(), cause })
@@ -265,6 +382,12 @@ mod tests {
         for (error, told) in [
             (CallError::Unknown("f".into()), "404 unknown-function front -"),
             (CallError::Broken(Arc::new(broken)), "503 broken-function function -"),
+            (not_built(BuildError::Failed { code: 1, tail: "why".into() }), "503 build-failed function 30"),
+            (
+                not_built(BuildError::Io { doing: "/secret".into(), source: std::io::Error::other("full") }),
+                "503 build-failed function 30",
+            ),
+            (late(Stage::Build), "504 deadline function -"),
             (CallError::Key(KeyError::TooLong(600)), "400 no-state-key front -"),
             (CallError::QueueFull(3), "429 queue-full front 1"),
             (start(StartPart::Function), "503 cannot-start function 1"),
@@ -277,6 +400,7 @@ mod tests {
             (late(Stage::Function), "504 deadline function -"),
             (CallError::Body(BodyError::TooLarge(5)), "413 body-too-large front -"),
             (CallError::Body(BodyError::Idle(Duration::from_secs(1))), "408 body-idle front -"),
+            (CallError::Body(BodyError::Late(Duration::from_secs(1))), "504 deadline function -"),
             (CallError::Body(BodyError::Broken("x".into())), "400 body-broken front -"),
             (CallError::Store(unavailable()), "503 store-unavailable store 1"),
             (CallError::Store(StoreError::Closed), "503 store-unavailable store 1"),

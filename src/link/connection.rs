@@ -183,7 +183,7 @@ impl Connection {
     }
 
     /// Sends a request. The reply comes through the returned [`Call`].
-    pub fn call(&self, request: &mut Request, state: Option<StateIn<'_>>) -> Call {
+    pub fn call(&self, request: &mut Request, state: Option<&StateIn>) -> Call {
         let (sender, reply) = oneshot::channel();
         let upload = match &request.body {
             Body::Full(_) => None,
@@ -370,7 +370,7 @@ impl Shared {
         let parsed = frame::split_head(payload).ok_or_else(|| "a RESULT without a head".to_owned()).and_then(
             |(head, mut rest)| {
                 let head: ResultHead = serde_json::from_slice(&head).map_err(|e| e.to_string())?;
-                let length = head.state.map_or(0, |s| s.length);
+                let length = head.state.as_ref().map_or(0, |s| s.length);
                 if length > rest.len() {
                     return Err("a RESULT shorter than its state".to_owned());
                 }

@@ -18,7 +18,7 @@ use crate::function::Function;
 use crate::instance::Secret;
 use crate::link::connection::Connection;
 use crate::link::frame::{self, Frame, Kind, MAX_FRAME};
-use crate::link::message::{Fault, Hello, InitMessage, Limits, PROTOCOL, ReadyMessage};
+use crate::link::message::{Fault, Hello, InitMessage, InitState, Limits, PROTOCOL, ReadyMessage};
 
 /// A HELLO is small, and a peer has not proven anything before it.
 const MAX_HELLO: usize = 4 << 10;
@@ -161,6 +161,12 @@ async fn load(stream: &mut UnixStream, init: &Init<'_>) -> Result<(ReadyMessage,
         concurrency: init.function.concurrency,
         info_only: init.info_only,
         limits: init.limits,
+        state: init.function.state.as_ref().map(|spec| InitState {
+            model: spec.model.name(),
+            r#type: spec.model.crdt().unwrap_or_default(),
+            version: spec.version,
+            snapshot_every: spec.model.snapshot_every(),
+        }),
     };
     crate::link::message::encode_json(&mut out, Kind::Init, &message);
     tokio::io::AsyncWriteExt::write_all(stream, &out).await.map_err(broken)?;

@@ -8,10 +8,10 @@ use crate::execution::{Level, LogLine};
 pub const MAX_CALL_LOG: usize = 1 << 20;
 
 /// The lines of one call. A stream may still add some after its reply.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Logs(Arc<Mutex<LogBook>>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct LogBook {
     lines: Vec<LogLine>,
     bytes: usize,

@@ -1,14 +1,16 @@
 //! The JSON inside frames, and how a CALL is laid out. Pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::execution::{Body, Request};
 use crate::headers::{FromFunction, Joined};
 use crate::link::frame::{self, Kind};
-use crate::state::{self, Versioned};
 
 /// The link's protocol version.
 pub const PROTOCOL: u32 = 1;
@@ -45,6 +47,22 @@ pub struct InitMessage<'a> {
     pub info_only: bool,
     /// Sizes the worker checks early, so that the function hears of them.
     pub limits: Limits,
+    /// How the function keeps state; none: it is stateless.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<InitState<'a>>,
+}
+
+/// How a function keeps state.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct InitState<'a> {
+    /// `value`, `events` or `crdt`.
+    pub model: &'a str,
+    /// Of a CRDT; else empty.
+    pub r#type: &'a str,
+    /// Of its schema.
+    pub version: u32,
+    /// After how many events a snapshot is wanted.
+    pub snapshot_every: u32,
 }
 
 /// Sizes in bytes.
@@ -54,7 +72,24 @@ pub struct Limits {
     pub response: u64,
     /// One entity's value.
     pub state: u64,
+    /// Events of one call.
+    pub events: usize,
+    /// Timers set or cancelled by one call.
+    pub timers: usize,
 }
+
+impl Limits {
+    /// Sizes that are settings, and numbers that are fixed.
+    pub fn new(response: u64, state: u64) -> Self {
+        Self { response, state, events: MAX_EVENTS, timers: MAX_TIMERS }
+    }
+}
+
+/// Events that one call may emit.
+pub const MAX_EVENTS: usize = 1000;
+
+/// Timers that one call may set or cancel.
+pub const MAX_TIMERS: usize = 100;
 
 /// READY.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -101,19 +136,28 @@ pub struct ResultHead {
 }
 
 /// The state's change in a RESULT.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct StateChange {
-    /// Set or delete.
+    /// What happens to the value.
     pub action: StateAction,
-    /// What the bytes are.
+    /// What the bytes are, or those of the snapshot.
     #[serde(default)]
     pub kind: StateKind,
     /// How many bytes follow the head.
     #[serde(default)]
     pub length: usize,
+    /// How many of them are a snapshot.
+    #[serde(default)]
+    pub snapshot: Option<usize>,
+    /// Milliseconds after which the value goes; -1: never.
+    #[serde(default)]
+    pub expire: Option<i64>,
+    /// Timers to set or cancel.
+    #[serde(default)]
+    pub timers: Vec<TimerChange>,
 }
 
-/// The two things a function can do to its state.
+/// What a function can do to its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateAction {
@@ -121,6 +165,31 @@ pub enum StateAction {
     Set,
     /// Remove it.
     Delete,
+    /// Append events.
+    Emit,
+    /// Merge operations into a CRDT.
+    Merge,
+    /// Leave it; the change is one of expiry or timers.
+    Keep,
+}
+
+/// A timer to set, or to cancel.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TimerChange {
+    /// Its name within the entity.
+    pub name: String,
+    /// Milliseconds from now.
+    #[serde(default)]
+    pub after: Option<u64>,
+    /// Milliseconds since 1970.
+    #[serde(default)]
+    pub at: Option<u64>,
+    /// JSON for the request that is made of it.
+    #[serde(default)]
+    pub payload: Option<Box<RawValue>>,
+    /// There is to be none of this name.
+    #[serde(default)]
+    pub cancel: bool,
 }
 
 /// What state bytes are, on the wire.
@@ -136,28 +205,23 @@ pub enum StateKind {
     None,
 }
 
-impl From<StateKind> for state::Kind {
-    fn from(kind: StateKind) -> Self {
-        if kind == StateKind::Binary { Self::Binary } else { Self::Json }
-    }
-}
-
-impl From<state::Kind> for StateKind {
-    fn from(kind: state::Kind) -> Self {
-        match kind {
-            state::Kind::Json => Self::Json,
-            state::Kind::Binary => Self::Binary,
-        }
-    }
-}
-
 /// The state that travels in front of a request.
-#[derive(Debug, Clone, Copy)]
-pub struct StateIn<'a> {
+#[derive(Debug, Clone)]
+pub struct StateIn {
     /// The entity's key.
-    pub key: &'a str,
-    /// Its value, if it has one.
-    pub value: Option<&'a Versioned>,
+    pub key: Arc<str>,
+    /// Of the value, 0 if there is none.
+    pub version: u64,
+    /// What the bytes are, or those of the snapshot.
+    pub kind: StateKind,
+    /// Value; or snapshot and events; or view.
+    pub bytes: Bytes,
+    /// How many of the bytes are a snapshot, in the model of events.
+    pub snapshot: Option<usize>,
+    /// The version of the schema it was written with, if it is not the function's.
+    pub schema: Option<u32>,
+    /// The call may change nothing.
+    pub readonly: bool,
 }
 
 #[derive(Serialize)]
@@ -183,16 +247,16 @@ struct StateHead<'a> {
     version: u64,
     kind: StateKind,
     length: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schema: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    readonly: bool,
 }
 
 /// Appends the CALL frame of `request`.
-pub fn encode_call(
-    out: &mut Vec<u8>,
-    call: u32,
-    request: &Request,
-    state: Option<StateIn<'_>>,
-    now: Instant,
-) {
+pub fn encode_call(out: &mut Vec<u8>, call: u32, request: &Request, state: Option<&StateIn>, now: Instant) {
     let left = request.deadline.saturating_duration_since(now);
     let head = CallHead {
         id: &request.id,
@@ -206,10 +270,13 @@ pub fn encode_call(
         timeout: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         stream: matches!(request.body, Body::Stream(_)),
         state: state.map(|s| StateHead {
-            key: s.key,
-            version: s.value.map_or(0, |v| v.version),
-            kind: s.value.map_or(StateKind::None, |v| v.kind.into()),
-            length: s.value.map_or(0, |v| v.bytes.len()),
+            key: &s.key,
+            version: s.version,
+            kind: s.kind,
+            length: s.bytes.len(),
+            snapshot: s.snapshot,
+            schema: s.schema,
+            readonly: s.readonly,
         }),
     };
     frame::encode(out, Kind::Call, call, |out| {
@@ -218,8 +285,8 @@ pub fn encode_call(
         serde_json::to_writer(&mut *out, &head).expect("text and numbers always serialize");
         let length = (out.len() - start - 4) as u32;
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
-        if let Some(value) = state.and_then(|s| s.value) {
-            out.extend_from_slice(&value.bytes);
+        if let Some(state) = state {
+            out.extend_from_slice(&state.bytes);
         }
         if let Body::Full(body) = &request.body {
             out.extend_from_slice(body);

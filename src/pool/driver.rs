@@ -13,9 +13,10 @@ use crate::link::connection::PROCESS_ENDED;
 use crate::link::{Connection, Ready};
 use crate::pool::StartFailure;
 use crate::pool::ledger::{Acquire, Action, FunctionKey, FunctionLimits, Ledger, Limits, Refusal, Ticket};
-use crate::pool::start::{REASON_LIMIT, Starter, adapter_failure, failed, remove_folder};
+use crate::pool::start::{REASON_LIMIT, Started, Starter, adapter_failure, failed, remove_folder};
 use crate::runtime::Runtime;
 use crate::task::Tasks;
+use crate::transport::{Client, Target};
 
 /// How long an instance may take to stop its Contexts.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -36,12 +37,21 @@ pub struct Instance {
     /// Its id.
     pub id: InstanceId,
     /// Calls go here.
-    pub connection: Connection,
+    pub channel: Channel,
     /// When it got ready.
     pub ready_at: Instant,
     /// When its start began.
     pub started_at: Instant,
     control: watch::Sender<Control>,
+}
+
+/// How calls reach an instance.
+#[derive(Clone)]
+pub enum Channel {
+    /// A worker of ours.
+    Link(Connection),
+    /// A container of a foreign image.
+    Http(Client, Target),
 }
 
 /// What the owner of an instance is asked to do.
@@ -70,7 +80,7 @@ struct Inner {
 
 struct Books {
     ledger: Ledger<Arc<Instance>>,
-    functions: HashMap<FunctionKey, (Arc<Function>, Arc<Runtime>)>,
+    functions: HashMap<FunctionKey, (Arc<Function>, Option<Arc<Runtime>>)>,
     waiters: HashMap<Ticket, oneshot::Sender<Result<Lease, Refusal>>>,
     controls: HashMap<InstanceId, watch::Sender<Control>>,
     closed: bool,
@@ -145,8 +155,8 @@ impl Pool {
         &self.inner.starter.adapter
     }
 
-    /// Deploys a version of a function.
-    pub fn add(&self, function: Arc<Function>, runtime: Arc<Runtime>) -> FunctionKey {
+    /// Deploys a version of a function; without a runtime it is a foreign image.
+    pub fn add(&self, function: Arc<Function>, runtime: Option<Arc<Runtime>>) -> FunctionKey {
         let limits = FunctionLimits {
             concurrency: function.concurrency,
             min: function.min_instances as usize,
@@ -327,14 +337,14 @@ impl Inner {
         key: FunctionKey,
         id: InstanceId,
         function: Arc<Function>,
-        runtime: Arc<Runtime>,
+        runtime: Option<Arc<Runtime>>,
         control: watch::Sender<Control>,
         mut wishes: watch::Receiver<Control>,
     ) {
         let started_at = Instant::now();
         let folder = self.starter.folder(id);
         let started = tokio::select! {
-            started = self.bring_up(id, &function, &runtime) => started,
+            started = self.bring_up(id, &function, runtime.as_ref()) => started,
             _ = wishes.wait_for(|wish| *wish != Control::Run) => {
                 Err(failed("it was stopped while it was starting".into()))
             }
@@ -346,16 +356,16 @@ impl Inner {
                 tracing::warn!(function = %function.name, instance = %id, "instance did not start: {}", failure.message);
                 self.change(|books, now| books.ledger.failed(key, id, &Arc::new(failure), now));
             }
-            Ok((mut unit, ready)) => {
+            Ok(Started { mut unit, channel, link }) => {
                 let ready_at = Instant::now();
                 tracing::info!(function = %function.name, instance = %id, took = ?(ready_at - started_at), "instance ready");
-                let connection = ready.connection.clone();
-                let instance = Arc::new(Instance { id, connection, ready_at, started_at, control });
+                let instance = Arc::new(Instance { id, channel, ready_at, started_at, control });
                 self.change(|books, now| books.ledger.ready(key, id, instance, now));
-                let reason = self.watch(ready, &mut wishes, unit.as_mut(), || {
-                    self.change(|books, now| books.ledger.condemn(key, id, now));
-                });
-                let reason = reason.await;
+                let condemn = || self.change(|books, now| books.ledger.condemn(key, id, now));
+                let reason = match link {
+                    Some(ready) => self.watch(ready, &mut wishes, unit.as_mut(), condemn).await,
+                    None => watch_guest(&mut wishes, unit.as_mut(), condemn).await,
+                };
                 tracing::info!(function = %function.name, instance = %id, reason, "instance ended");
                 remove_folder(&folder).await;
                 self.lock().controls.remove(&id);
@@ -368,12 +378,19 @@ impl Inner {
         &self,
         id: InstanceId,
         function: &Arc<Function>,
-        runtime: &Arc<Runtime>,
-    ) -> Result<(Box<dyn Unit>, Ready), StartFailure> {
+        runtime: Option<&Arc<Runtime>>,
+    ) -> Result<Started, StartFailure> {
+        let Some(runtime) = runtime else {
+            self.starter.prepare_guest(function).await?;
+            let _permit = self.starts.acquire().await;
+            return self.starter.start_guest(id, function).await;
+        };
         let version = function.runtime.version.as_deref();
         self.starter.adapter.prepare(runtime, version).await.map_err(|e| adapter_failure(&e))?;
         let _permit = self.starts.acquire().await;
-        self.starter.start(id, function, runtime, false).await
+        let (unit, ready) = self.starter.start(id, function, runtime, false).await?;
+        let channel = Channel::Link(ready.connection.clone());
+        Ok(Started { unit, channel, link: Some(ready) })
     }
 
     /// From READY until nothing of the instance is left; gives the reason. `condemn` is called as soon as it must
@@ -440,5 +457,24 @@ impl Inner {
                 exit
             }
         }
+    }
+}
+
+/// The life of a container of a foreign image, from the moment it listens; gives the reason of its end.
+async fn watch_guest(
+    wishes: &mut watch::Receiver<Control>,
+    unit: &mut dyn Unit,
+    condemn: impl Fn(),
+) -> String {
+    let wish = tokio::select! {
+        wish = wishes.wait_for(|wish| *wish != Control::Run) => wish.map_or(Control::Stop, |w| w.clone()),
+        _ = unit.ended() => Control::Run,
+    };
+    condemn();
+    let exit = unit.kill().await;
+    match wish {
+        Control::Stop => "stopped".into(),
+        Control::Kill(reason) => reason.to_string(),
+        Control::Run => exit.to_string(),
     }
 }

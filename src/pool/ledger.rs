@@ -33,6 +33,8 @@ pub struct Limits {
     pub instances: usize,
     /// Waiting calls per function.
     pub queue: usize,
+    /// Whether starts that fail again and again are paused; if not, each new caller makes one new attempt.
+    pub back_off: bool,
 }
 
 /// Limits of one function.
@@ -218,13 +220,13 @@ impl<H: Clone> Ledger<H> {
         if let Some(f) = self.functions.get_mut(&key) {
             f.failures += 1;
             let repeated = f.failures >= FAILURES_BEFORE_BACKOFF;
-            if repeated {
+            if repeated && self.limits.back_off {
                 let doublings = (f.failures - FAILURES_BEFORE_BACKOFF).min(5);
                 f.retry_at = Some(now + (FIRST_BACKOFF * 2u32.pow(doublings)).min(LONGEST_BACKOFF));
             }
             f.last_failure = Some(Arc::clone(failure));
             // Others that live or start may still serve the waiters.
-            if f.live() == 0 && failure.is_final() {
+            if f.live() == 0 && (failure.is_final() || (repeated && !self.limits.back_off)) {
                 self.refuse_waiters(key, now);
             }
         }

@@ -424,7 +424,7 @@ proptest! {
         functions in prop::collection::vec(limits(), 1..4),
         steps in prop::collection::vec(step(), 0..250),
     ) {
-        let mut model = Model::new(Limits { instances, queue });
+        let mut model = Model::new(Limits { instances, queue, back_off: true });
         for limits in functions {
             model.step(Step::Add(limits));
         }

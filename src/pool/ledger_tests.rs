@@ -22,7 +22,7 @@ struct Desk {
 impl Desk {
     fn new(instances: usize, queue: usize) -> Self {
         Self {
-            ledger: Ledger::new(Limits { instances, queue }),
+            ledger: Ledger::new(Limits { instances, queue, back_off: true }),
             now: Instant::now(),
             started: Vec::new(),
             granted: Vec::new(),

@@ -7,11 +7,12 @@
 //! gives the place back, whatever happened.
 
 pub mod driver;
+mod guest;
 pub mod ledger;
 pub mod phase;
 pub mod start;
 
-pub use driver::{Instance, Lease, Pool, PoolOptions};
+pub use driver::{Channel, Instance, Lease, Pool, PoolOptions};
 pub use ledger::{FunctionKey, Limits, Refusal};
 pub use start::Starter;
 

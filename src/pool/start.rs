@@ -12,8 +12,9 @@ use crate::function::Function;
 use crate::instance::{InstanceId, Launch, Secret};
 use crate::link::message::{Fault, Limits as WorkerLimits, ReadyMessage};
 use crate::link::{self, HandshakeError, Init, Ready, StartWords};
-use crate::pool::{StartFailure, StartPart};
+use crate::pool::{Channel, StartFailure, StartPart};
 use crate::runtime::Runtime;
+use crate::transport::Client;
 
 /// How long the reason of a death is looked for after the link ended. Calls learn it, so it is worth a moment; the
 /// moment is bounded because they wait for it.
@@ -33,6 +34,16 @@ pub struct Starter {
     pub run_folder: PathBuf,
     /// Sizes the workers are told.
     pub worker_limits: WorkerLimits,
+    /// How foreign images are talked to.
+    pub client: Client,
+}
+
+/// A started instance.
+pub(super) struct Started {
+    pub(super) unit: Box<dyn Unit>,
+    pub(super) channel: Channel,
+    /// Of a worker: what has to be driven.
+    pub(super) link: Option<Ready>,
 }
 
 impl Starter {

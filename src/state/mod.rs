@@ -37,21 +37,37 @@
 //! Implement [`StateStore`] in one file or folder here, name it in [`StoreUrl`] and
 //! [`open`], and let `contract.rs` run over it. Nothing else may name its driver.
 
+mod address;
+mod commit;
+pub mod crdt;
 mod memory;
+mod postgres;
+mod redis;
+mod remote;
+mod sealed;
 mod sqlite;
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod contract_records;
 
 use std::error::Error;
 use std::fmt;
+use std::future::ready;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+pub use address::Address;
+pub use commit::{
+    Commit, Entity, Kind, Listed, MAX_RECORDS, Millis, Record, RecordChange, RecordId, RecordWrite, Room,
+    Value, Versioned, Write, now,
+};
 pub use memory::MemoryStore;
+pub use postgres::PostgresStore;
+pub use redis::RedisStore;
+pub use sealed::{Keys, SealedStore, sealed_with};
 pub use sqlite::{DEFAULT_CACHE_BYTES, SqliteStore};
 
 /// The largest record a store takes: names and value together, in bytes (64 MiB).
@@ -60,56 +76,17 @@ pub use sqlite::{DEFAULT_CACHE_BYTES, SqliteStore};
 /// The limit a user meets is that of the function and far lower.
 pub const MAX_RECORD_BYTES: usize = 64 << 20;
 
+/// After this many bytes a page of records ends (1 MiB).
+pub const MAX_PAGE_BYTES: usize = 1 << 20;
+
 /// A future that a trait object can return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// A record with a due time, and the function it belongs to.
+pub type Due = (Arc<str>, Record);
+
 /// What went wrong underneath, shared because one failure can answer many commits.
 pub type Cause = Arc<dyn Error + Send + Sync>;
-
-/// The owner of one piece of state: one function's key.
-///
-/// Both parts are arbitrary text, NUL and separators included.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Entity {
-    /// The function's name.
-    pub function: Arc<str>,
-    /// The key within the function.
-    pub key: Arc<str>,
-}
-
-/// How a function wants its bytes back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// JSON text. Stores do not check that it is.
-    Json,
-    /// Any bytes.
-    Binary,
-}
-
-/// One value and the number of the commit that wrote it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Versioned {
-    /// Never 0, never given to another value in the same store.
-    pub version: u64,
-    /// As it was put.
-    pub kind: Kind,
-    /// As they were put; may be empty.
-    pub bytes: Bytes,
-}
-
-/// What a commit does.
-#[derive(Clone, Debug)]
-pub enum Write {
-    /// Store this value, in place of any other.
-    Put {
-        /// Returned with the bytes.
-        kind: Kind,
-        /// May be empty, which is not the same as absent.
-        bytes: Bytes,
-    },
-    /// Make the entity absent. Deleting what is absent already is no error.
-    Delete,
-}
 
 /// Why a store did not do what it was asked, by what the caller can do about it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -121,6 +98,22 @@ pub enum StoreError {
         expected: u64,
         /// The version in the store, 0 if absent.
         found: u64,
+    },
+    /// A record is not as the commit expected it. Nothing was written: read again and decide.
+    #[error("a record of the state has changed: found version {found}")]
+    Stale {
+        /// Which of [`Commit::records`].
+        index: usize,
+        /// The version in the store, 0 if absent.
+        found: u64,
+    },
+    /// The commit will never fit. Nothing was written.
+    #[error("a commit of {records} records is above the limit of {limit}")]
+    TooMany {
+        /// In the commit.
+        records: usize,
+        /// [`MAX_RECORDS`].
+        limit: usize,
     },
     /// The record will never fit. Nothing was written.
     #[error("a state record of {bytes} bytes is above the limit of {limit} bytes")]
@@ -158,6 +151,14 @@ pub enum StoreError {
         /// What it is, or what it lacks.
         why: String,
     },
+    /// The server does not let us in (user, password, rights, database). Put the URL or the server right.
+    #[error("{store} refuses this executor: {why}")]
+    Refused {
+        /// Which store.
+        store: String,
+        /// What to put right.
+        why: String,
+    },
     /// Another process has the store open. Stop it, or use another store.
     #[error("{store} is in use by another executor")]
     InUse {
@@ -167,7 +168,7 @@ pub enum StoreError {
     /// The text does not name a store.
     #[error("`{url}` does not name a state store: {why}")]
     BadUrl {
-        /// As it was given.
+        /// As it was given, or only its scheme if there may be a password in it.
         url: String,
         /// What to write instead.
         why: &'static str,
@@ -210,24 +211,132 @@ pub trait StateStore: Send + Sync {
     /// Dropping the future has no effect on the store.
     fn get<'a>(&'a self, entity: &'a Entity) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>>;
 
-    /// Applies `write` if the entity's version is `expected` (0: absent).
+    /// Applies all of `commit`, if the versions it expects are those in the store.
     ///
-    /// Resolves when the write is durable, to the new version; to 0 after a delete.
+    /// Resolves when that is durable, to the number of the commit, which is now the version of everything it put;
+    /// to 0 if it put nothing.
     ///
     /// # Errors
-    /// `Conflict` and `TooLarge`: nothing was written. `Unavailable` and `Closed`: unknown.
-    /// `Corrupt`.
+    /// `Conflict` (checked first), `Stale`, `TooLarge` and `TooMany`: nothing was written. `Unavailable` and `Closed`:
+    /// unknown. `Corrupt`.
     ///
     /// # Cancel safety
     /// Nothing leaks when the future is dropped, but the write is not taken back: it may
     /// have been applied, or be applied later. A read tells once the next commit on
     /// this entity has answered.
+    fn apply<'a>(&'a self, entity: &'a Entity, commit: Commit) -> BoxFuture<'a, Result<u64, StoreError>>;
+
+    /// [`StateStore::apply`] for a value alone.
+    ///
+    /// # Errors
+    /// As for `apply`.
+    ///
+    /// # Cancel safety
+    /// As for `apply`.
     fn commit<'a>(
         &'a self,
         entity: &'a Entity,
         expected: u64,
         write: Write,
-    ) -> BoxFuture<'a, Result<u64, StoreError>>;
+    ) -> BoxFuture<'a, Result<u64, StoreError>> {
+        self.apply(entity, Commit::of(expected, write))
+    }
+
+    /// One record of `function`.
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn record<'a>(
+        &'a self,
+        function: &'a str,
+        id: &'a RecordId,
+    ) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
+
+    /// Records of `function` with the room and key of `from`, ordered by `sub` from that of `from` on: at most `limit` of them,
+    /// and no more after [`MAX_PAGE_BYTES`] bytes (but one).
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn records<'a>(
+        &'a self,
+        function: &'a str,
+        from: &'a RecordId,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Record>, StoreError>>;
+
+    /// Of the records of all `functions` that have a due time, the `limit` earliest, whether it has come or not, in order.
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn due<'a>(
+        &'a self,
+        functions: &'a [Arc<str>],
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Due>, StoreError>>;
+
+    /// The entities of `function` whose key begins with `prefix` and follows `after` in the order of bytes (an empty
+    /// `after` is before all but the empty key; none: from the first), in that order, at most `limit`.
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn list<'a>(
+        &'a self,
+        function: &'a str,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>>;
+
+    /// The names of all functions that have something in the store, in the order of bytes.
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn functions(&self) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>>;
+
+    /// How many entities `function` has, expired ones that were not swept included.
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn count<'a>(&'a self, function: &'a str) -> BoxFuture<'a, Result<u64, StoreError>>;
+
+    /// Removes values and records that expired at `now` or before, at most `limit` of each, and says how many of
+    /// both went. A value's [`Room::Event`] records go with it; other records have times of their own.
+    ///
+    /// # Errors
+    /// As for `apply`, without conflicts.
+    ///
+    /// # Cancel safety
+    /// As for `apply`.
+    fn sweep(&self, now: Millis, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>>;
+
+    /// Seals anew what is not sealed with the first key, and says how much that was. Without keys there is nothing to do.
+    ///
+    /// # Errors
+    /// As for `apply`; what was done until then stays done.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest as it was.
+    fn rotate(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(ready(Ok(0)))
+    }
 
     /// Finishes the commits accepted so far and gives everything back (files, threads,
     /// locks). Whatever is called later, or waits for room in a queue, gets `Closed`.
@@ -238,8 +347,17 @@ pub trait StateStore: Send + Sync {
     /// Dropping the future may leave the store half closed; call again to finish.
     fn close(&self) -> BoxFuture<'_, ()>;
 
-    /// The store in a few words, for people: `sqlite:/data/state.db`.
+    /// The store in a few words, for people and without credentials: `sqlite:/data/state.db`.
     fn describe(&self) -> String;
+
+    /// Whether the store can be used now. Asks the server, if there is one, for a second at most and no more
+    /// than a few times a second; calls never pay for it.
+    ///
+    /// # Errors
+    /// As for `get`.
+    fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(ready(Ok(())))
+    }
 }
 
 /// What `--store` can name.
@@ -249,7 +367,15 @@ pub enum StoreUrl {
     Memory,
     /// `sqlite:PATH`, one file in a folder that exists.
     Sqlite(PathBuf),
+    /// `postgres://user:pass@host:port/db`.
+    Postgres(Address),
+    /// `redis://[:pass@]host:port[/db]`.
+    Redis(Address),
 }
+
+/// What can be written, for who wrote something else.
+const KNOWN: &str = "known are `memory:`, `sqlite:PATH`, `postgres://user:pass@host:port/db` and \
+                     `redis://[:pass@]host:port[/db]`";
 
 impl StoreUrl {
     /// Reads what `--store` was given.
@@ -257,7 +383,7 @@ impl StoreUrl {
     /// # Errors
     /// `BadUrl`, which says what to write instead.
     pub fn parse(url: &str) -> Result<Self, StoreError> {
-        let bad = |why| StoreError::BadUrl { url: url.to_owned(), why };
+        let bad = |why| StoreError::BadUrl { url: discreet(url), why };
         match url.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
             Some(("memory", _)) => Err(bad("`memory:` takes no path")),
@@ -267,7 +393,10 @@ impl StoreUrl {
                 Err(bad("the path follows the colon without `//`, as in `sqlite:/data/state.db`"))
             }
             Some(("sqlite", path)) => Ok(Self::Sqlite(PathBuf::from(path))),
-            _ => Err(bad("known are `memory:` and `sqlite:PATH`")),
+            Some(("postgres" | "postgresql", _)) => Address::postgres(url).map(Self::Postgres).map_err(bad),
+            Some(("redis", _)) => Address::redis(url).map(Self::Redis).map_err(bad),
+            Some(("rediss", _)) => Err(bad("TLS is not supported yet; use `redis://`, or a tunnel")),
+            _ => Err(bad(KNOWN)),
         }
     }
 }
@@ -277,37 +406,35 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Memory => f.write_str("memory:"),
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(address) | Self::Redis(address) => write!(f, "{address}"),
         }
+    }
+}
+
+/// `url` without what may be a password: a wrong URL is where one stands in the wrong place.
+fn discreet(url: &str) -> String {
+    match url.split_once(':') {
+        Some((scheme @ ("postgres" | "postgresql" | "redis" | "rediss"), _)) => format!("{scheme}://…"),
+        Some((scheme, _)) if url.contains('@') && !scheme.contains('@') => format!("{scheme}:…"),
+        _ if url.contains('@') => "…".to_owned(),
+        _ => url.to_owned(),
     }
 }
 
 /// Opens the store that `url` names, and creates it if it is not there.
 ///
-/// Blocks on the disk for some milliseconds: call it at start-up. Needs no runtime.
+/// Blocks on the disk for some milliseconds, and waits for a server for some seconds: call it at start-up. A
+/// server that cannot be reached is a warning in the log: the store is then usable as soon as the server is.
 ///
 /// # Errors
-/// `Unavailable`, `Corrupt`, `TooNew`, `Foreign`, `InUse`.
-pub fn open(url: &StoreUrl) -> Result<Arc<dyn StateStore>, StoreError> {
+/// `Corrupt`, `TooNew`, `Foreign`, `InUse`, `Refused`; `Unavailable` for a file.
+pub async fn open(url: &StoreUrl) -> Result<Arc<dyn StateStore>, StoreError> {
     match url {
         StoreUrl::Memory => Ok(Arc::new(MemoryStore::new())),
         StoreUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, DEFAULT_CACHE_BYTES)?)),
+        StoreUrl::Postgres(address) => Ok(Arc::new(PostgresStore::open(address).await?)),
+        StoreUrl::Redis(address) => Ok(Arc::new(RedisStore::open(address).await?)),
     }
-}
-
-/// Refuses what is above [`MAX_RECORD_BYTES`] and frees the rest from the caller's buffer.
-fn admit(entity: &Entity, write: &Write) -> Result<Write, StoreError> {
-    let value = match write {
-        Write::Put { bytes, .. } => bytes.len(),
-        Write::Delete => 0,
-    };
-    let bytes = value.saturating_add(entity.function.len()).saturating_add(entity.key.len());
-    if bytes > MAX_RECORD_BYTES {
-        return Err(StoreError::TooLarge { bytes, limit: MAX_RECORD_BYTES });
-    }
-    Ok(match write {
-        Write::Put { kind, bytes } => Write::Put { kind: *kind, bytes: Bytes::copy_from_slice(bytes) },
-        Write::Delete => Write::Delete,
-    })
 }
 
 #[cfg(test)]
@@ -342,11 +469,54 @@ mod tests {
     }
 
     #[test]
-    fn urls_open_what_they_name() {
+    fn urls_with_a_password_are_written_without() {
+        for (url, shown) in [
+            ("postgres://ada:secret@h/d", "postgres://h:5432/d"),
+            ("postgresql://ada:secret@h:1/d?sslmode=prefer", "postgres://h:1/d"),
+            ("redis://:secret@h", "redis://h:6379/0"),
+            ("redis://ada:secret@127.0.0.1:1/2", "redis://127.0.0.1:1/2"),
+        ] {
+            let url = StoreUrl::parse(url).unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert!(!format!("{url:?}").contains("secret"));
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_does_not_show_its_password() {
+        for url in [
+            "postgres://ada:secret@h",
+            "postgres://ada:secret@/d",
+            "postgres://ada:secret@h:port/d",
+            "postgres://ada:secret@h:0/d",
+            "postgres://ada:secret",
+            "postgres://ada:secret@h/d?sslmode=require",
+            "postgres://ada:secret@h/d?connect_timeout=1",
+            "postgres://ada:secret@h/d#x",
+            "postgres:secret",
+            "redis://secret@h",
+            "redis://:secret@h/x",
+            "redis://:secret@h/65536",
+            "redis://:secret@h/-1",
+            "redis://:secret@h/0?x=secret",
+            "redis://:secret",
+            "rediss://:secret@h",
+            "mysql://ada:secret@h/d",
+            "main=postgres://ada:secret@h/d",
+            "ada@secret:x",
+        ] {
+            let error = StoreUrl::parse(url).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("secret") && !shown.contains("ada"), "{url}: {shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn urls_open_what_they_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap().join("state.db");
         let url = format!("sqlite:{}", path.display());
-        assert_eq!(open(&StoreUrl::parse(&url).unwrap()).unwrap().describe(), url);
-        assert!(open(&StoreUrl::Memory).unwrap().describe().starts_with("memory:"));
+        assert_eq!(open(&StoreUrl::parse(&url).unwrap()).await.unwrap().describe(), url);
+        assert!(open(&StoreUrl::Memory).await.unwrap().describe().starts_with("memory:"));
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod client;
 pub mod node;
+pub mod shell;
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};

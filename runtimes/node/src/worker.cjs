@@ -3,6 +3,7 @@
 //
 // What: dials the host, speaks the link protocol of runtimes/README.md (normative), and does only
 // what must be done in the language: load, hooks, Contexts, req/res/log/state, native output.
+// State is in state.cjs beside this file, which is loaded when the function has some.
 // Header rules, limits on requests, deadlines and log limits are the host's.
 //
 // Invariants:
@@ -30,13 +31,14 @@ const LINGER = 1;                  // ms of work after which finished answers ar
 const NONE = Object.freeze({});
 const JSON_ONLY = Object.freeze({ 'content-type': 'application/json' });
 const EMPTY = Buffer.alloc(0);
-const HOOKS = ['init', 'start', 'stop'];
+const HOOKS = ['init', 'start', 'stop', 'migrate'];
+const OWN = [__filename, ...['state', 'events', 'crdt'].map((name) => `${__dirname}/${name}.cjs`)];
 
 const scope = new AsyncLocalStorage();
 const calls = new Map();           // running calls by id
 const free = [];                   // Contexts waiting for a call
 const hooks = {};
-let settings, handler, last = 0, ready = false, stopping = false;
+let settings, handler, states, last = 0, ready = false, stopping = false;
 let unsettled = 0;                 // starts of cancelled calls and stops, which STOP waits for
 
 // ---------------------------------------------------------------- writing
@@ -157,11 +159,11 @@ function say(call, level, values) {
   log(call, level, values.length === 1 ? show(values[0]) : values.map(show).join(' '));
 }
 
-// The frames of this file say nothing to a user.
+// The frames of the worker say nothing to a user.
 function stackOf(error) {
   const stack = typeof error.stack === 'string' ? error.stack : '';
   const cause = isError(error.cause) && typeof error.cause.stack === 'string' ? `\ncaused by: ${error.cause.stack}` : '';
-  return (stack + cause).split('\n').filter((line) => !line.includes(__filename)).join('\n');
+  return (stack + cause).split('\n').filter((line) => !OWN.some((file) => line.includes(file))).join('\n');
 }
 
 function failure(kind, error) {
@@ -339,51 +341,25 @@ const res = Object.freeze({
   },
 });
 
-class State {
-  #call; #kind; #bytes;
-  constructor(call, meta, bytes) {
-    this.#call = call;
-    this.#kind = meta.kind;
-    this.#bytes = bytes;       // JSON text, or a Buffer
-    this.key = meta.key;
-    this.version = meta.version;
-  }
-  // A new value each time: changing what was got or set must not change what is stored.
-  get() {
-    if (this.#kind === 'none') return undefined;
-    return this.#kind === 'json' ? JSON.parse(this.#bytes) : Buffer.from(this.#bytes);
-  }
-  set(value) {
-    this.#open();
-    const bytes = bytesOf(value);
-    let stored = bytes;
-    if (bytes === undefined) {
-      if (typeof value === 'number' && !Number.isFinite(value)) throw new TypeError(`state.set: JSON has no ${value}`);
-      try { stored = JSON.stringify(value); } catch (error) { throw new TypeError(`state.set: not JSON: ${error.message}`); }
-      if (stored === undefined) throw new TypeError(`state.set: JSON has no ${typeof value}; state.delete() removes the state`);
-    }
-    const length = Buffer.byteLength(stored);
-    if (length > settings.limits.state) throw new RangeError(`state.set: the value has ${length} bytes, the limit is ${settings.limits.state}`);
-    this.#kind = bytes === undefined ? 'json' : 'binary';
-    this.#bytes = bytes === undefined ? stored : Buffer.from(stored);
-    this.#call.change = { action: 'set', kind: this.#kind, length };
-    this.#call.stored = this.#bytes;
-  }
-  delete() {
-    this.#open();
-    this.#kind = 'none';
-    this.#call.change = { action: 'delete' };
-    this.#call.stored = '';
-  }
-  #open() {
-    if (this.#call.settled || this.#call.ended) throw new Error('the state is settled: the answer has begun');
-  }
+function noState() { throw new Error('this function has no [state] in its function.toml'); }
+const STATELESS = Object.freeze(Object.defineProperties({}, Object.fromEntries([
+  'get', 'set', 'delete', 'key', 'version', 'expire', 'schedule', 'cancel', 'emit', 'value', 'increment', 'decrement',
+  'values', 'add', 'has', 'remove', 'enable', 'vote', 'tally', 'entry', 'keys',
+].map((name) => [name, { get: noState }]))));
+
+// Loads what the function needs for its state: → why it cannot be served, or undefined.
+// An older host says nothing in INIT: then the first call with state comes here.
+function openStates(exported) {
+  states = require('./state.cjs');
+  const report = (call, error) => say(call, 2, [error]);
+  return states.open({ limits: settings.limits, declared: settings.state, exported, bytesOf, report });
 }
 
-function noState() { throw new Error('this function has no [state] in its function.toml'); }
-const STATELESS = Object.freeze(Object.defineProperties({}, {
-  get: { get: noState }, set: { get: noState }, delete: { get: noState }, key: { get: noState }, version: { get: noState },
-}));
+function stateOf(call) {
+  if (call.entity !== undefined) return call.entity;
+  if (states === undefined) openStates(() => undefined);
+  return states.make(call);
+}
 
 class Call {
   constructor(id, head, state) {
@@ -394,6 +370,7 @@ class Call {
     this.settled = false;       // RESULT is sent
     this.pooled = false;        // holds a Context
     this.context = undefined;
+    this.entity = undefined;    // its state, if RESULT must ask it what to say
     this.change = undefined;    // of the state, for RESULT
     this.stored = '';
     this.parts = undefined;     // of a body that comes in pieces
@@ -408,8 +385,20 @@ class Call {
 
 // ---------------------------------------------------------------- one call
 
-// A Context is lent for the whole call, streamed answer included.
 function begin(call, body) {
+  const meta = call.head.state;
+  if (meta === undefined || states === undefined || !states.early(meta)) return enter(call, body);
+  let waiting;
+  try { waiting = states.prepare(call); } catch (error) { return raised(call, error); }
+  if (waiting === undefined) return enter(call, body);
+  waiting.then(
+    () => { if (!call.ended) enter(call, body); flushSoon(); },
+    (error) => { raised(call, error); flushSoon(); },
+  );
+}
+
+// A Context is lent for the whole call, streamed answer included.
+function enter(call, body) {
   if (hooks.start === undefined) return run(call, body, undefined);
   call.pooled = true;
   if (free.length > 0) {
@@ -445,7 +434,7 @@ function run(call, body, startError) {
       res,
       log: (...values) => say(call, 1, values),
       error: (...values) => say(call, 2, values),
-      state: meta === undefined ? STATELESS : new State(call, meta, call.state),
+      state: meta === undefined ? STATELESS : stateOf(call),
       context: call.context,
       startError,
     });
@@ -484,6 +473,9 @@ function respond(call, answer) {
   if (call.ended) return answer instanceof Response ? abandon(answer.source) : undefined;
   if (answer === undefined || answer === null) {
     return refuse(call, { kind: 'nothing', message: 'Return statement missing. return context.res.empty() if no response is expected.', stack: '' });
+  }
+  if (call.entity !== undefined) {
+    try { states.finish(call); } catch (error) { abandon(answer.source); return raised(call, error); }
   }
   let head, body, source, length;
   try {
@@ -695,15 +687,22 @@ async function init(message) {
   if (handler === undefined) {
     return failed('signature', "Function signature invalid. Did you forget to export a 'main' function?");
   }
+  const exported = (name) => loaded[name] ?? inner?.[name];
   for (const name of HOOKS) {
-    const hook = loaded[name] ?? inner?.[name];
+    const hook = exported(name);
     if (typeof hook === 'function') hooks[name] = hook;
+  }
+  if (settings.state !== undefined) {
+    const problem = openStates(exported);
+    if (problem !== undefined) return failed('signature', problem);
   }
   if (hooks.init !== undefined && !settings.info_only) {
     try { await hooks.init(); } catch (error) { return failed('init', error); }
   }
   ready = true;
-  sendJson(READY, 0, { info: infoOf(loaded.info ?? inner?.info), hooks: Object.keys(hooks) });
+  const found = Object.keys(hooks), events = exported('events');
+  if (typeof events === 'object' && events !== null && !Array.isArray(events)) found.push('events');
+  sendJson(READY, 0, { info: infoOf(exported('info')), hooks: found });
   flush();
 }
 
@@ -851,7 +850,9 @@ function receiveCall(id, chunk, at, end, owned) {
   let state, bodyAt = headEnd;
   if (head.state !== undefined) {
     bodyAt += head.state.length;
-    state = head.state.kind === 'binary' ? keep(chunk, headEnd, bodyAt, owned) : chunk.toString('utf8', headEnd, bodyAt);
+    // What a snapshot is a part of is cut by bytes.
+    const { kind, snapshot } = head.state;
+    state = kind === 'binary' || snapshot !== undefined ? keep(chunk, headEnd, bodyAt, owned) : chunk.toString('utf8', headEnd, bodyAt);
   }
   const call = new Call(id, head, state);
   calls.set(id, call);

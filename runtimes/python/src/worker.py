@@ -5,7 +5,8 @@ What   Dials the host (EXECUTOR_LINK), says HELLO, loads the function that INIT 
        header rules, charsets, limits on time and on log length are the host's.
 
 Where  executor_worker/context.py what the function sees; link.py frames and the life of a call;
-       threads.py how a plain `def main` is run; loop.py how an `async def main` is.
+       threads.py how a plain `def main` is run; loop.py how an `async def main` is;
+       state.py the state of an entity, events.py and crdt.py its other models.
        A package beside this file, for its bytecode is kept, and that of a script is not: 5 ms at each start.
 
 Why    Little is imported before it is needed, and `_socket` instead of `socket`: the first call waits for all of it.
@@ -63,7 +64,9 @@ def describe(function):
     """The payload of READY."""
     info = getattr(function, "info", None)
     info = {"doc": info} if isinstance(info, str) else info if isinstance(info, dict) else None
-    hooks = [name for name in ("init", "start", "stop") if callable(getattr(function, name, None))]
+    hooks = [name for name in ("init", "start", "stop", "migrate") if callable(getattr(function, name, None))]
+    if isinstance(getattr(function, "events", None), dict):
+        hooks.append("events")
     return json.dumps({"info": json.loads(dumps_loosely(info)), "hooks": hooks}).encode()
 
 
@@ -130,6 +133,8 @@ def main():
         code = getattr(function.main, "__code__", None)
         asynchronous = code is not None and code.co_flags & 0x80  # inspect.CO_COROUTINE; inspect itself costs 8 ms
         worker = (Loop if asynchronous and not init["info_only"] else Threads)(wire, function, init)
+        if worker.model and worker.model.refused:
+            raise Refused("signature", worker.model.refused)
         if callable(getattr(function, "init", None)) and not init["info_only"]:
             try:
                 worker.hook(function.init)

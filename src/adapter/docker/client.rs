@@ -24,6 +24,10 @@ pub(super) const START: Duration = Duration::from_secs(30);
 pub(super) const REMOVE: Duration = Duration::from_secs(20);
 /// State and last words of a container that is about to be removed. They are a courtesy, so they get little.
 pub(super) const WORDS: Duration = Duration::from_secs(2);
+/// Numbers about the use of a container; Docker takes a second between the two looks it needs.
+pub(super) const NUMBERS: Duration = Duration::from_secs(5);
+/// One image pull.
+pub(super) const PULL: Duration = Duration::from_mins(10);
 /// One image build, with its downloads.
 pub(super) const BUILD: Duration = Duration::from_mins(15);
 
@@ -68,7 +72,20 @@ impl Fault {
         matches!(self.kind, Kind::Gone(_))
     }
 
-    /// Whether Docker is already busy with it.
+    /// Whether Docker answered, and so whatever was asked for has not been done.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self.kind, Kind::Gone(_) | Kind::Conflict(_) | Kind::Refused(_))
+    }
+
+    /// What Docker said, if it did.
+    pub(super) fn message(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Gone(text) | Kind::Conflict(text) | Kind::Refused(text) => Some(text.trim()),
+            Kind::Unreachable(_) | Kind::Silent(_) => None,
+        }
+    }
+
+    /// Whether Docker is already busy with it, it does not run, or its name is taken.
     pub(super) fn is_conflict(&self) -> bool {
         matches!(self.kind, Kind::Conflict(_))
     }

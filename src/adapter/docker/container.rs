@@ -1,20 +1,25 @@
-//! One container as a [`Unit`]: how it starts, how its end is noticed and told, how it is removed.
+//! One container, and as a [`Unit`]: how it starts, how its end is noticed and told, how it is removed.
+//!
+//! Everything after its creation goes by its id. All of it works by `&self`, so that guests, which many hold, are the
+//! same thing; whoever ends it first decides what is told about its end.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bollard::container::LogOutput;
 use bollard::errors::Error;
-use bollard::models::ContainerState;
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerState};
 use bollard::query_parameters::{
     CreateContainerOptions, LogsOptions, RemoveContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt as _;
 
 use super::client::{ASK, Client, Fault, REMOVE, START, WORDS};
-use super::{Shared, network, spec};
+use super::ledger::{Mark, Stray};
+use super::{INSTANCE, Shared, network, spec};
 use crate::adapter::{AdapterError, BoxFuture, Unit};
 use crate::instance::{Exit, Launch};
 
@@ -24,17 +29,25 @@ const LAST_WORDS: usize = 4096;
 /// a restart of the daemon.
 const WAIT_FAILURES: u32 = 60;
 const WAIT_PAUSE: Duration = Duration::from_millis(500);
+/// How often, and how far apart, a start is tried while there are two networks of the same name.
+const NETWORK_TRIES: u32 = 25;
+const NETWORK_PAUSE: Duration = Duration::from_millis(200);
 
 /// One container, from the moment before it is created until it is gone.
 #[derive(Debug)]
 pub(super) struct Container {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    mark: Mark,
     name: String,
+    /// Known once it is created.
+    id: OnceLock<String>,
     memory: u64,
-    /// Known from its end on.
-    exit: Option<Exit>,
+    /// Known from its end on; the first one that is told stays.
+    exit: Mutex<Option<Exit>>,
     /// Removed for certain.
-    gone: bool,
+    gone: AtomicBool,
+    /// Who ends it; others wait for that.
+    ending: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -42,18 +55,39 @@ impl Container {
     pub(super) async fn start(shared: &Arc<Shared>, launch: &Launch) -> Result<Self, AdapterError> {
         check_readable(shared, &launch.function.folder)?;
         shared.remove_strays().await;
-        let network = network::ensure(shared).await?;
+        let network = network::of_instances(shared).await?;
         if network.is_none() {
             write_hosts(&launch.folder)?;
         }
-        let name = spec::name(launch);
-        let body = spec::body(shared, launch, network);
+        let mark = Mark { label: INSTANCE, value: launch.id.to_string() };
+        let body = spec::instance(shared, launch, network);
+        Self::run(shared, mark, spec::name(launch), launch.function.memory, body).await
+    }
+
+    /// Creates and starts a container. `body` carries the label `mark`; `memory` (bytes) is for words about its end.
+    pub(super) async fn run(
+        shared: &Arc<Shared>,
+        mark: Mark,
+        name: String,
+        memory: u64,
+        body: ContainerCreateBody,
+    ) -> Result<Self, AdapterError> {
         // It exists before its container does, so that dropping this future at any point leaves a stray to remove.
-        shared.ledger().live.insert(name.clone());
-        let memory = launch.function.memory;
-        let mut container = Self { shared: Arc::clone(shared), name, memory, exit: None, gone: false };
-        if let Err(fault) = container.run(body).await {
-            container.remove().await;
+        shared.ledger().live.insert(mark.value.clone());
+        let container = Self {
+            shared: Arc::clone(shared),
+            mark,
+            name,
+            id: OnceLock::new(),
+            memory,
+            exit: Mutex::default(),
+            gone: AtomicBool::new(false),
+            ending: tokio::sync::Mutex::default(),
+        };
+        if let Err(fault) = container.create_and_start(body).await {
+            if container.id.get().is_some() {
+                container.remove().await;
+            }
             let error = match AdapterError::from(fault) {
                 AdapterError::Failed(text) => {
                     AdapterError::Failed(format!("{}: {text}", container.name).into())
@@ -65,42 +99,86 @@ impl Container {
         Ok(container)
     }
 
-    async fn run(&self, body: bollard::models::ContainerCreateBody) -> Result<(), Fault> {
+    async fn create_and_start(&self, body: ContainerCreateBody) -> Result<(), Fault> {
         let client = &self.shared.client;
         let options = CreateContainerOptions { name: Some(self.name.clone()), ..Default::default() };
-        client
-            .call(START, "create the container", client.docker.create_container(Some(options), body))
-            .await?;
-        client.call(START, "start the container", client.docker.start_container(&self.name, None)).await
-    }
-
-    /// Waits for the end and tells about it. Nothing is lost when this is dropped: Docker keeps state and output until
-    /// the container is removed, so the next call finds the same.
-    async fn end(&mut self) -> Exit {
-        let mut failures = 0;
-        while self.exit.is_none() {
-            match self.wait().await {
-                Ok(()) => self.exit = Some(self.autopsy(ASK).await),
-                Err(fault) if fault.is_gone() => self.exit = Some(removed_by_others()),
-                Err(fault) if failures == WAIT_FAILURES => {
-                    let error = AdapterError::from(fault);
-                    self.exit =
-                        Some(Exit { reason: format!("was lost: {error}"), last_words: String::new() });
-                }
-                Err(_) => {
-                    failures += 1;
-                    tokio::time::sleep(WAIT_PAUSE).await;
-                }
+        let create = client.docker.create_container(Some(options), body);
+        let created = client.call(START, "create the container", create).await;
+        // Refused: there is nothing to remove. Without an answer there may be.
+        if created.as_ref().is_err_and(Fault::is_answer) {
+            self.is_gone();
+        }
+        let id = self.id.get_or_init({
+            let id = created?.id;
+            || id
+        });
+        // While another executor makes a network of the same name, older versions of Docker start nothing in either.
+        let twice = |fault: &Fault| fault.message().is_some_and(|message| message.contains("is ambiguous"));
+        for _ in 0..NETWORK_TRIES {
+            match client.call(START, "start the container", client.docker.start_container(id, None)).await {
+                Err(fault) if twice(&fault) => tokio::time::sleep(NETWORK_PAUSE).await,
+                other => return other,
             }
         }
-        self.exit.clone().unwrap_or_else(removed_by_others)
+        client.call(START, "start the container", client.docker.start_container(id, None)).await
+    }
+
+    /// Its id; never another container, which a name may come to mean.
+    pub(super) fn id(&self) -> &str {
+        self.id.get().map_or("", String::as_str)
+    }
+
+    /// Its name, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What Docker knows about it.
+    pub(super) async fn inspect(&self, limit: Duration) -> Result<ContainerInspectResponse, Fault> {
+        let client = &self.shared.client;
+        client.call(limit, "inspect the container", client.docker.inspect_container(self.id(), None)).await
+    }
+
+    /// Waits until it does not run and Docker does not start it again, and tells about it. Nothing is lost when this
+    /// is dropped: Docker keeps state and output until the container is removed, so the next call finds the same.
+    pub(super) async fn end(&self) -> Exit {
+        let mut failures = 0;
+        loop {
+            if let Some(exit) = self.exit() {
+                return exit;
+            }
+            let state = match self.wait().await {
+                Ok(()) => self.inspect(ASK).await.map(|container| container.state.unwrap_or_default()),
+                Err(fault) => Err(fault),
+            };
+            match state {
+                Ok(state) if runs(&state) => failures = 0,
+                Ok(state) => return self.settle(self.tell(&state).await),
+                Err(fault) if fault.is_gone() => return self.settle(removed_by_others()),
+                Err(fault) if failures == WAIT_FAILURES => {
+                    let reason = format!("was lost: {}", AdapterError::from(fault));
+                    return self.settle(Exit { reason, last_words: String::new() });
+                }
+                Err(_) => failures += 1,
+            }
+            tokio::time::sleep(WAIT_PAUSE).await;
+        }
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn exit(&self) -> Option<Exit> {
+        self.exit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn settle(&self, exit: Exit) -> Exit {
+        self.exit.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit).clone()
     }
 
     /// Returns when the container does not run any more. Waiting itself has no limit; that is its purpose.
     async fn wait(&self) -> Result<(), Fault> {
         let client = &self.shared.client;
         let options = WaitContainerOptions { condition: "not-running".to_owned() };
-        let mut answer = std::pin::pin!(client.docker.wait_container(&self.name, Some(options)));
+        let mut answer = std::pin::pin!(client.docker.wait_container(self.id(), Some(options)));
         match answer.next().await {
             // A code other than 0 is an error to bollard, not to us.
             Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Ok(()),
@@ -112,25 +190,16 @@ impl Container {
         }
     }
 
-    /// What Docker knows about the end, and what the container wrote last.
-    async fn autopsy(&self, limit: Duration) -> Exit {
-        let client = &self.shared.client;
-        let inspect =
-            client.call(limit, "inspect the container", client.docker.inspect_container(&self.name, None));
-        let (inspected, last_words) = tokio::join!(inspect, self.last_words());
-        let reason = match inspected {
-            Ok(container) => reason(&container.state.unwrap_or_default(), self.memory),
-            Err(fault) if fault.is_gone() => return removed_by_others(),
-            Err(_) => "ended, and Docker does not say how".to_owned(),
-        };
-        Exit { reason, last_words }
+    /// The end that `state` shows, in words, and what the container wrote last.
+    pub(super) async fn tell(&self, state: &ContainerState) -> Exit {
+        Exit { reason: reason(state, self.memory), last_words: self.last_words().await }
     }
 
     async fn last_words(&self) -> String {
         // All of it, which the log driver bounds to 1 MiB: Docker does not keep the two streams in order, so a stack
         // trace may come long before the output that was written before it.
         let options = LogsOptions { stdout: true, stderr: true, ..Default::default() };
-        let mut output = std::pin::pin!(self.shared.client.docker.logs(&self.name, Some(options)));
+        let mut output = std::pin::pin!(self.shared.client.docker.logs(self.id(), Some(options)));
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let read = async {
             while let Some(Ok(piece)) = output.next().await {
@@ -147,35 +216,49 @@ impl Container {
         String::from_utf8_lossy(&out).trim().to_owned()
     }
 
-    async fn end_now(&mut self) -> Exit {
-        if self.exit.is_none() && !self.gone {
+    /// Ends it at once; when this returns, it is gone. Callers that come together all hear the same.
+    pub(super) async fn end_now(&self) -> Exit {
+        let ending = self.ending.lock().await;
+        if self.exit().is_none() {
             // First of all it stops; how it ended and its last words can then be read in peace. What fails here (most
-            // likely because it has just ended by itself) is made good by the removal.
+            // likely because it has just ended by itself) is made good by the removal. A container that Docker is
+            // about to restart is not started again either.
             let client = &self.shared.client;
-            let kill = client.docker.kill_container(&self.name, None);
+            let kill = client.docker.kill_container(self.id(), None);
             let _ = client.call(REMOVE, "kill the container", kill).await;
-            self.exit = Some(self.autopsy(WORDS).await);
+            let exit = match self.inspect(WORDS).await {
+                Ok(container) => self.tell(&container.state.unwrap_or_default()).await,
+                Err(fault) if fault.is_gone() => removed_by_others(),
+                Err(_) => {
+                    let reason = "ended, and Docker does not say how".to_owned();
+                    Exit { reason, last_words: String::new() }
+                }
+            };
+            self.settle(exit);
         }
         self.remove().await;
+        drop(ending);
         self.shared.remove_strays().await;
-        self.exit.clone().unwrap_or_else(removed_by_others)
+        self.exit().unwrap_or_else(removed_by_others)
     }
 
-    async fn remove(&mut self) {
-        if self.gone {
+    async fn remove(&self) {
+        if self.gone.load(Ordering::Acquire) {
             return;
         }
-        match remove(&self.shared.client, &self.name).await {
-            Ok(()) => {
-                self.gone = true;
-                self.shared.ledger().live.remove(&self.name);
-            }
+        match remove(&self.shared.client, self.id()).await {
+            Ok(()) => self.is_gone(),
             // Dropping it makes it a stray, which is tried again.
             Err(fault) => {
                 let error = AdapterError::from(fault);
                 tracing::error!(container = %self.name, %error, "the container could not be removed");
             }
         }
+    }
+
+    fn is_gone(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.shared.ledger().live.remove(&self.mark.value);
     }
 }
 
@@ -191,12 +274,17 @@ impl Unit for Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if !self.gone {
+        if !*self.gone.get_mut() {
             let mut ledger = self.shared.ledger();
-            ledger.live.remove(&self.name);
-            ledger.strays.push(std::mem::take(&mut self.name));
+            ledger.live.remove(&self.mark.value);
+            ledger.strays.push(Stray::Container(self.mark.clone(), self.id.get().cloned()));
         }
     }
+}
+
+/// Whether it runs, or will again without anybody's doing.
+pub(super) fn runs(state: &ContainerState) -> bool {
+    state.running == Some(true) || state.restarting == Some(true)
 }
 
 /// Kills and removes a container with its volumes, and returns when it is gone. One that is not there is gone.
@@ -248,14 +336,14 @@ fn write_hosts(folder: &Path) -> Result<(), AdapterError> {
     write().map_err(|error| AdapterError::Failed(format!("{}: {error}", file.display()).into()))
 }
 
-fn removed_by_others() -> Exit {
+pub(super) fn removed_by_others() -> Exit {
     Exit { reason: "was removed from Docker by someone else".to_owned(), last_words: String::new() }
 }
 
 /// How it ended, for a person. A container that still runs is one that we are about to kill.
 fn reason(state: &ContainerState, memory: u64) -> String {
     let code = state.exit_code.unwrap_or_default();
-    if state.running == Some(true) {
+    if state.running == Some(true) && state.restarting != Some(true) {
         return "was killed by signal 9".to_owned();
     }
     // Docker also notes that a child ran out of memory which the main process survived.

@@ -96,12 +96,13 @@ pub(super) fn check_version(runtime: &Runtime, asked: Option<&str>) -> Result<()
     }
 }
 
-/// Builds the image. When this future is dropped, Docker stops building.
+/// Builds the image of workers. When this future is dropped, Docker stops building.
 pub(super) async fn build(client: &Client, runtime: &Runtime) -> Result<(), AdapterError> {
     let name = &runtime.name;
-    let failed = |text: &str| AdapterError::Failed(format!("runtime `{name}`: {text}").into());
     // A few small files, read rarely and just before minutes of building, so not worth another thread.
-    let context = context(&runtime.folder).map_err(|e| failed(&format!("its image cannot be built: {e}")))?;
+    let context = context(&runtime.folder).map_err(|error| {
+        AdapterError::Failed(format!("runtime `{name}`: its image cannot be built: {error}").into())
+    })?;
     let tag = tag(runtime);
     tracing::info!(target: "build", runtime = %name, image = %tag, "building the image; this is done once");
     let options = BuildImageOptions {
@@ -111,9 +112,56 @@ pub(super) async fn build(client: &Client, runtime: &Runtime) -> Result<(), Adap
         labels: Some(HashMap::from([(LABEL.to_owned(), name.clone())])),
         ..Default::default()
     };
-    let stream = client.docker.build_image(options, None, Some(bollard::body_full(Bytes::from(context))));
+    let build = client.docker.build_image(options, None, Some(bollard::body_full(Bytes::from(context))));
+    carry_out(client, runtime, build).await
+}
+
+/// The image in which build commands run: that of workers, and what builds need on top.
+pub(super) fn tag_for_builds(runtime: &Runtime) -> String {
+    if runtime.manifest.docker.build_packages.is_empty() {
+        return tag(runtime);
+    }
+    format!("executor-build-{}:{}", runtime.name.to_lowercase(), runtime.hash)
+}
+
+/// Makes [`tag_for_builds`] out of the workers' image, which must be there.
+pub(super) async fn build_for_builds(client: &Client, runtime: &Runtime) -> Result<(), AdapterError> {
+    let dockerfile = format!(
+        "FROM {}\nUSER root\nRUN apt-get update && apt-get install --yes --no-install-recommends {} && rm -rf \
+         /var/lib/apt/lists/* /var/cache/apt/archives/*.deb\nUSER function\n",
+        tag(runtime),
+        runtime.manifest.docker.build_packages.join(" ")
+    );
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(dockerfile.len() as u64);
+    header.set_mode(0o644);
+    let context = archive
+        .append_data(&mut header, "Dockerfile", dockerfile.as_bytes())
+        .and_then(|()| archive.into_inner())
+        .map_err(|error| AdapterError::Failed(format!("runtime `{}`: {error}", runtime.name).into()))?;
+    let tag = tag_for_builds(runtime);
+    tracing::info!(target: "build", runtime = %runtime.name, image = %tag, "adding what builds need; this is done once");
+    let options = BuildImageOptions {
+        t: Some(tag),
+        rm: true,
+        forcerm: true,
+        labels: Some(HashMap::from([(LABEL.to_owned(), runtime.name.clone())])),
+        ..Default::default()
+    };
+    let build = client.docker.build_image(options, None, Some(bollard::body_full(Bytes::from(context))));
+    carry_out(client, runtime, build).await
+}
+
+/// Follows the build of an image of `runtime`; its output goes to the log, the end of it into the error.
+pub(super) async fn carry_out(
+    client: &Client,
+    runtime: &Runtime,
+    build: impl Stream<Item = Result<BuildInfo, bollard::errors::Error>>,
+) -> Result<(), AdapterError> {
+    let name = &runtime.name;
     let mut output = Output { runtime: name, open: String::new(), tail: VecDeque::new() };
-    let mut text = match tokio::time::timeout(BUILD, follow(stream, &mut output)).await {
+    let mut text = match tokio::time::timeout(BUILD, follow(build, &mut output)).await {
         Ok(Ok(())) => {
             tracing::info!(target: "build", runtime = %name, "the image is ready");
             return Ok(());
@@ -127,20 +175,20 @@ pub(super) async fn build(client: &Client, runtime: &Runtime) -> Result<(), Adap
     for line in &output.tail {
         text = text + "\n  " + line;
     }
-    if base_is_missing(client, &runtime.folder).await {
+    if base_is_missing(client, runtime).await {
         let text = format!(
             "runtime `{name}`: {text}\nThe base image {BASE_IMAGE} is not here and could not be pulled; run \
              docker/base-image.sh, which makes it without a registry"
         );
         return Err(AdapterError::Missing(text.into()));
     }
-    Err(failed(&text))
+    Err(AdapterError::Failed(format!("runtime `{name}`: {text}").into()))
 }
 
 /// Asked only after a failure: whether the lack of the base image explains it.
-async fn base_is_missing(client: &Client, folder: &Path) -> bool {
-    let uses_it =
-        std::fs::read_to_string(folder.join("Dockerfile")).is_ok_and(|text| text.contains(BASE_IMAGE));
+async fn base_is_missing(client: &Client, runtime: &Runtime) -> bool {
+    let dockerfile = std::fs::read_to_string(runtime.folder.join("Dockerfile"));
+    let uses_it = runtime.manifest.site || dockerfile.is_ok_and(|text| text.contains(BASE_IMAGE));
     uses_it && matches!(exists(client, BASE_IMAGE).await, Ok(false))
 }
 

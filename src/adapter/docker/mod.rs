@@ -1,6 +1,7 @@
-//! Instances as Docker containers.
+//! Instances and guests as Docker containers.
 //!
-//! One container is one instance. It gets the function's folder and the folder with its link socket, both
+//! One container is one instance or one guest; guests, which run foreign images, are in `guest` and `exec`, and what
+//! is different for them is in `spec`. An instance gets the function's folder and the folder with its link socket, both
 //! read-only, and nothing else of the host: no Docker socket, no capabilities, no root, no writable file system
 //! but a bounded `/tmp`, bounds on memory, cores, processes, files and log. Ownership is the label `executor.owner`
 //! and nothing else; its value is the data folder's path, so executors with different data folders never
@@ -14,28 +15,42 @@
 //! namespace made by Docker adds 65 ms (its own helper process in the start path), an endpoint on our bridge 70 ms
 //! more. [`Network::None`] therefore leaves the namespace to the container runtime.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bollard::query_parameters::ListContainersOptions;
+use bytes::Bytes;
 use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
 
-use self::client::{ASK, Client, HELLO};
+use self::client::{Client, HELLO};
 use self::container::Container;
+use self::ledger::{Ledger, Mark};
+use super::job::Job;
 use super::{Adapter, AdapterError, BoxFuture, Unit};
 use crate::function::Function;
-use crate::instance::Launch;
+use crate::instance::{Launch, Secret};
 use crate::runtime::Runtime;
+use crate::task::Tasks;
 
 pub use self::image::{BASE_IMAGE, ImageState};
 
 mod client;
 mod container;
+mod exec;
+mod guest;
 mod image;
+mod job;
+mod ledger;
 mod network;
+mod pull;
+mod runtime_image;
 mod spec;
 
+#[cfg(test)]
+mod guest_place_tests;
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 mod tests;
 
@@ -43,7 +58,9 @@ mod tests;
 const OWNER: &str = "executor.owner";
 /// Label: the instance's id.
 const INSTANCE: &str = "executor.instance";
-/// Label: the function's name.
+/// Label: a guest's mark, never used twice.
+const GUEST: &str = "executor.guest";
+/// Label: the function's name, or what a guest belongs to.
 const FUNCTION: &str = "executor.function";
 
 /// Removals at once in a sweep; more only queue up inside the daemon.
@@ -60,6 +77,8 @@ pub struct DockerOptions {
     pub network: Network,
     /// `uid:gid` instead of the images' own `10001:10001`, for hosts whose function files only one user can read.
     pub user: Option<String>,
+    /// User and password for images of Docker Hub that have to be pulled.
+    pub registry: Option<(String, Secret)>,
 }
 
 /// The network of all containers of this executor.
@@ -73,7 +92,7 @@ pub enum Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self::Bridge("executor-functions".to_owned())
+        Self::Bridge(network::DEFAULT.to_owned())
     }
 }
 
@@ -81,9 +100,14 @@ impl Default for Network {
 #[derive(Debug)]
 pub struct DockerAdapter {
     shared: Arc<Shared>,
-    /// One lock per image, so that concurrent calls build it once. Bounded by the number of runtimes.
-    builds: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    registry: Option<(String, Secret)>,
+    /// Images that are being made or fetched, so that concurrent calls do it once and all hear how it went. Bounded by
+    /// the calls that wait.
+    flights: Mutex<HashMap<String, Weak<Flight>>>,
 }
+
+/// One building or fetching of an image.
+type Flight = tokio::sync::OnceCell<Result<(), AdapterError>>;
 
 /// What the adapter and its containers have in common.
 #[derive(Debug)]
@@ -91,60 +115,13 @@ struct Shared {
     client: Client,
     owner: String,
     network: Network,
-    network_lock: tokio::sync::Mutex<()>,
+    places: network::Places,
     user: Option<String>,
     /// Cores of the host; Docker refuses a limit above them.
     cores: f64,
     ledger: Mutex<Ledger>,
-}
-
-/// Which containers of ours exist, by name.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// Those with a [`Unit`] in this process: a sweep leaves them alone.
-    live: HashSet<String>,
-    /// Those whose unit was dropped without `kill`: nobody may spawn a task here, so the next `start`, `kill`
-    /// or `sweep` removes them.
-    strays: Vec<String>,
-}
-
-impl Shared {
-    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Removes what dropped units left. What cannot be removed now is tried again the next time.
-    async fn remove_strays(&self) {
-        let strays = std::mem::take(&mut self.ledger().strays);
-        if strays.is_empty() {
-            return;
-        }
-        // Whatever is not taken out of here stays listed, also when this future is dropped half way.
-        let mut rest = Rest { shared: self, names: strays };
-        let mut next = 0;
-        while let Some(name) = rest.names.get(next) {
-            match container::remove(&self.client, name).await {
-                Ok(()) => drop(rest.names.swap_remove(next)),
-                Err(fault) => {
-                    let error = AdapterError::from(fault);
-                    tracing::warn!(container = %name, %error, "a stray container stays for now");
-                    next += 1;
-                }
-            }
-        }
-    }
-}
-
-/// Gives names back to the list of strays when dropped.
-struct Rest<'a> {
-    shared: &'a Shared,
-    names: Vec<String>,
-}
-
-impl Drop for Rest<'_> {
-    fn drop(&mut self) {
-        self.shared.ledger().strays.append(&mut self.names);
-    }
+    /// Bounded work that goes on when its caller has left; whoever ends the process need not wait for it.
+    tasks: Tasks,
 }
 
 impl DockerAdapter {
@@ -162,12 +139,14 @@ impl DockerAdapter {
             client,
             owner: data.to_string_lossy().into_owned(),
             network: options.network,
-            network_lock: tokio::sync::Mutex::default(),
+            places: network::Places::default(),
             user: options.user,
             cores: cores.max(1) as f64,
             ledger: Mutex::default(),
+            tasks: Tasks::default(),
         };
-        Ok(Self { shared: Arc::new(shared), builds: Mutex::default() })
+        let registry = options.registry;
+        Ok(Self { shared: Arc::new(shared), registry, flights: Mutex::default() })
     }
 
     /// Whether an instance of `runtime` could be started: a look at the images here, a few milliseconds.
@@ -182,38 +161,57 @@ impl DockerAdapter {
         if image::exists(client, &tag).await? {
             return Ok(());
         }
-        let lock = {
-            let mut builds = self.builds.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(builds.entry(tag.clone()).or_default())
+        let build = async || {
+            // Whoever was at it a moment ago has probably built it.
+            if image::exists(client, &tag).await? { Ok(()) } else { image::build(client, runtime).await }
         };
-        let _building = lock.lock().await;
-        // Whoever held the lock has probably built it.
+        // Rare and large.
+        Box::pin(self.once(&tag, build)).await
+    }
+
+    /// Makes the image in which builds of a prepared runtime run.
+    async fn prepare_builds(&self, runtime: &Runtime) -> Result<(), AdapterError> {
+        let (tag, client) = (image::tag_for_builds(runtime), &self.shared.client);
         if image::exists(client, &tag).await? {
             return Ok(());
         }
-        image::build(client, runtime).await
+        self.once(&tag, || image::build_for_builds(client, runtime)).await
+    }
+
+    /// Does `work` for the image unless somebody is at it; then their result is ours.
+    async fn once<F>(&self, image: &str, work: impl FnOnce() -> F) -> Result<(), AdapterError>
+    where
+        F: Future<Output = Result<(), AdapterError>>,
+    {
+        let flight = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            flights.retain(|_, flight| flight.strong_count() > 0);
+            let running = flights.get(image).and_then(Weak::upgrade);
+            running.unwrap_or_else(|| {
+                let flight = Arc::new(Flight::new());
+                flights.insert(image.to_owned(), Arc::downgrade(&flight));
+                flight
+            })
+        };
+        flight.get_or_init(work).await.clone()
     }
 
     async fn sweep(&self) -> Result<usize, AdapterError> {
         let shared = &*self.shared;
         shared.remove_strays().await;
-        let labels = vec![format!("{OWNER}={}", shared.owner), INSTANCE.to_owned()];
-        let options = ListContainersOptions {
-            all: true,
-            filters: Some(HashMap::from([("label".to_owned(), labels)])),
-            ..Default::default()
-        };
         let client = &shared.client;
-        let found = client.call(ASK, "list containers", client.docker.list_containers(Some(options))).await?;
-        let names: Vec<String> = {
+        let found = ledger::list(client, vec![format!("{OWNER}={}", shared.owner)]).await?;
+        let left: Vec<String> = {
             let ledger = shared.ledger();
-            let name = |c: bollard::models::ContainerSummary| {
-                c.names?.first().map(|name| name.trim_start_matches('/').to_owned())
+            let left = |container: bollard::models::ContainerSummary| {
+                let labels = container.labels?;
+                let dead = Mark::find(&labels).is_some_and(|mark| !ledger.live.contains(mark));
+                container.id.filter(|_| dead)
             };
-            found.into_iter().filter_map(name).filter(|name| !ledger.live.contains(name)).collect()
+            found.into_iter().filter_map(left).collect()
         };
-        let mut removals = futures_util::stream::iter(names)
-            .map(|name| async move { container::remove(client, &name).await })
+        let mut removals = futures_util::stream::iter(left)
+            .map(|id| async move { container::remove(client, &id).await })
             .buffer_unordered(SWEEPERS);
         let (mut removed, mut failure) = (0, None);
         while let Some(result) = removals.next().await {
@@ -246,8 +244,23 @@ impl Adapter for DockerAdapter {
         })
     }
 
+    fn run_job<'a>(
+        &'a self,
+        job: &'a Job,
+        output: mpsc::Sender<Bytes>,
+    ) -> BoxFuture<'a, Result<i32, AdapterError>> {
+        Box::pin(async move {
+            self.prepare_builds(&job.runtime).await?;
+            job::run(&self.shared, job, output).await
+        })
+    }
+
     fn code_directory(&self, _function: &Function) -> String {
         spec::FUNCTION_FOLDER.to_owned()
+    }
+
+    fn guests(&self) -> Option<&dyn super::guest::Guests> {
+        Some(self)
     }
 
     fn sweep(&self) -> BoxFuture<'_, Result<usize, AdapterError>> {

@@ -114,9 +114,7 @@ impl Bench {
     /// The containers of this test's data folder.
     async fn containers(&self) -> Vec<ContainerSummary> {
         let label = format!("{OWNER}={}", self.adapter.shared.owner);
-        let filters = HashMap::from([("label".to_owned(), vec![label])]);
-        let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
-        self.adapter.shared.client.docker.list_containers(Some(options)).await.unwrap()
+        ledger::list(&self.adapter.shared.client, vec![label]).await.unwrap()
     }
 }
 
@@ -130,7 +128,7 @@ impl Drop for Bench {
 }
 
 fn options(dir: &TempDir, network: Network) -> DockerOptions {
-    DockerOptions { data: dir.path().join("data"), host: None, network, user: None }
+    DockerOptions { data: dir.path().join("data"), host: None, network, user: None, registry: None }
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -205,7 +203,7 @@ async fn docker_sweep_takes_only_what_is_left_of_the_same_owner() {
     let (live, _) = mine.hear().await;
     // What a crash leaves: a container that this process knows nothing of.
     let (crashed, _) = mine.hear().await;
-    let id = mine.containers().await[0].names.as_ref().unwrap()[0].trim_start_matches('/').to_owned();
+    let id = mine.containers().await[0].labels.as_ref().unwrap()[INSTANCE].clone();
     assert!(mine.adapter.shared.ledger().live.remove(&id));
     assert_eq!(within(mine.adapter.sweep()).await.unwrap(), 1);
     assert_eq!((mine.containers().await.len(), other.containers().await.len()), (1, 1));

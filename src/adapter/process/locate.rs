@@ -17,6 +17,10 @@ use crate::runtime::Runtime;
 /// A program that does not print its version within this time is not usable.
 const LOCATE_LIMIT: Duration = Duration::from_secs(10);
 
+/// File in a runtime's folder with what the language said of itself. An image writes it once, so that no start there
+/// pays for asking.
+const NOTE: &str = "located";
+
 type Found = Result<(PathBuf, String), AdapterError>;
 /// A runtime and the version asked for.
 type Wanted = (String, Option<String>);
@@ -45,6 +49,11 @@ impl Programs {
 
     async fn search(&self, runtime: &Runtime, version: Option<&str>) -> Found {
         let part = &runtime.manifest.process;
+        if let Some((path, found)) = noted(&runtime.folder.join(NOTE)).await
+            && fits(&found, &part.minimum, version)
+        {
+            return Ok((path, found));
+        }
         let mut seen = Vec::new();
         for name in &part.program {
             let name = name.replace("{version}", version.unwrap_or_default());
@@ -75,6 +84,18 @@ fn find_in_path(path: &str, name: &str) -> Option<PathBuf> {
     std::env::split_paths(path).map(|folder| folder.join(name)).find(|file| executable(file))
 }
 
+/// What an image noted when it was built, if the program is still there.
+async fn noted(file: &Path) -> Option<(PathBuf, String)> {
+    let found = parse(&tokio::fs::read_to_string(file).await.ok()?)?;
+    found.0.is_file().then_some(found)
+}
+
+/// `/path/to/program version`
+fn parse(text: &str) -> Option<(PathBuf, String)> {
+    let (path, version) = text.trim().rsplit_once(' ')?;
+    Path::new(path).is_absolute().then(|| (path.into(), version.to_owned()))
+}
+
 async fn ask(program: &Path, arguments: &[String]) -> Result<(PathBuf, String), String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = match tokio::time::timeout(LOCATE_LIMIT, output).await {
@@ -82,11 +103,8 @@ async fn ask(program: &Path, arguments: &[String]) -> Result<(PathBuf, String), 
         Ok(Err(error)) => return Err(format!("does not start: {error}")),
         Err(_) => return Err(format!("did not answer within {LOCATE_LIMIT:?}")),
     };
-    let text = String::from_utf8_lossy(&output.stdout);
-    match text.trim().rsplit_once(' ') {
-        Some((path, version)) if output.status.success() && Path::new(path).is_absolute() => {
-            Ok((path.into(), version.to_owned()))
-        }
+    match parse(&String::from_utf8_lossy(&output.stdout)) {
+        Some(found) if output.status.success() => Ok(found),
         _ => Err(format!("does not say its version: {}", String::from_utf8_lossy(&output.stderr).trim())),
     }
 }
@@ -101,6 +119,19 @@ fn fits(found: &str, minimum: &str, asked: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_note_counts_as_long_as_its_program_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = folder.path().join(NOTE);
+        assert_eq!(noted(&note).await, None);
+        std::fs::write(&note, "/bin/sh 3.13.5\n").unwrap();
+        assert_eq!(noted(&note).await, Some(("/bin/sh".into(), "3.13.5".into())));
+        for bad in ["/nowhere/python 3.13.5", "sh 3.13", "/bin/sh", ""] {
+            std::fs::write(&note, bad).unwrap();
+            assert_eq!(noted(&note).await, None, "{bad}");
+        }
+    }
 
     #[test]
     fn versions() {

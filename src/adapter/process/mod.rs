@@ -9,6 +9,7 @@
 //! which is how descendants that left the group are found. Limits are set before any code of the function
 //! runs, because the worker loads it only after INIT.
 
+mod job;
 mod locate;
 mod tree;
 
@@ -19,12 +20,15 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
 
 use self::locate::Programs;
 use self::tree::{Leader, Marker, Orphans};
+use super::job::Job;
 use super::{Adapter, AdapterError, BoxFuture, Unit};
 use crate::function::Function;
 use crate::instance::{Exit, Launch};
@@ -156,6 +160,14 @@ impl Adapter for ProcessAdapter {
 
     fn start<'a>(&'a self, launch: &'a Launch) -> BoxFuture<'a, Result<Box<dyn Unit>, AdapterError>> {
         Box::pin(async move { Ok(Box::new(self.launch(launch).await?) as Box<dyn Unit>) })
+    }
+
+    fn run_job<'a>(
+        &'a self,
+        job: &'a Job,
+        output: mpsc::Sender<Bytes>,
+    ) -> BoxFuture<'a, Result<i32, AdapterError>> {
+        Box::pin(self.job(job, output))
     }
 
     fn code_directory(&self, function: &Function) -> String {

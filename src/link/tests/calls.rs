@@ -4,7 +4,6 @@ use super::*;
 use crate::execution::{Level, LogLine};
 use crate::link::connection::{MAX_CALL_LOG, PROCESS_ENDED};
 use crate::link::message::{StateAction, StateIn, StateKind};
-use crate::state::{self, Versioned};
 
 #[tokio::test(start_paused = true)]
 async fn a_request_arrives_whole() {
@@ -12,8 +11,16 @@ async fn a_request_arrives_whole() {
     let mut request = Request::for_test("/a/b", "n=2");
     request.headers.insert("x-name", "value".parse().unwrap());
     request.body = Body::Full("body".into());
-    let value = Versioned { version: 12, kind: state::Kind::Binary, bytes: "state".into() };
-    let _call = rig.connection.call(&mut request, Some(StateIn { key: "k", value: Some(&value) }));
+    let state = StateIn {
+        key: "k".into(),
+        version: 12,
+        kind: StateKind::Binary,
+        bytes: "state".into(),
+        snapshot: None,
+        schema: None,
+        readonly: false,
+    };
+    let _call = rig.connection.call(&mut request, Some(&state));
     let (id, head, rest) = rig.worker.take_call().await;
     assert_ne!(id, 0, "0 is the instance itself");
     assert_eq!(head["path"], "/a/b");

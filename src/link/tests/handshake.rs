@@ -7,7 +7,7 @@ use tokio::net::UnixListener;
 use tokio::time::Instant;
 
 use super::*;
-use crate::function::{Access, Function, RuntimeRef};
+use crate::function::{Access, Function, RuntimeRef, ServedBy};
 use crate::instance::Secret;
 use crate::link::message::Limits;
 use crate::link::{HandshakeError, Init, Ready, StartWords, accept};
@@ -33,7 +33,7 @@ impl Door {
 
     async fn accept(&self, listener: UnixListener) -> Result<Ready, HandshakeError> {
         let function = function();
-        let limits = Limits { response: 1000, state: 100 };
+        let limits = Limits::new(1000, 100);
         let init = Init {
             function: &function,
             directory: "/code",
@@ -70,7 +70,10 @@ fn function() -> Function {
     Function {
         name: "greet".into(),
         folder: "/functions/greet".into(),
+        source: "/functions/greet".into(),
+        build: None,
         runtime: RuntimeRef { name: "node".into(), version: None },
+        served_by: ServedBy::Worker,
         entrypoint: "index.js".into(),
         timeout: Duration::from_secs(15),
         memory: 256 << 20,
@@ -121,7 +124,7 @@ async fn a_wrong_token_is_refused_the_right_one_accepted_and_a_late_one_finds_no
     let (outcome, (_worker, init)) = tokio::join!(door.accept(listener), peers);
     let expected = json!({
         "name": "greet", "directory": "/code", "entrypoint": "index.js", "env": {"A": "b"},
-        "concurrency": 7, "info_only": false, "limits": {"response": 1000, "state": 100},
+        "concurrency": 7, "info_only": false, "limits": {"response": 1000, "state": 100, "events": 1000, "timers": 100},
     });
     assert_eq!(init, expected);
     let ready = outcome.unwrap();

@@ -21,6 +21,7 @@
 //! change. The reader reads the sequence inside its own transaction, which says exactly
 //! which changes it has seen: all up to that number, none after. News then replaces only
 //! what is stamped no later than itself, whichever order the two threads come in.
+//! What a sweep removes is news like a delete.
 //!
 //! An evicted entry cannot be compared with. For these, one number is kept: the `floor`,
 //! the latest stamp ever evicted. News about an entity without an entry is taken only if
@@ -156,9 +157,9 @@ impl Shared {
         let names = ENTRY_OVERHEAD + entity.function.len() + entity.key.len();
         let (known, cost) = match known {
             // Too large to keep, but what was known before is no longer true.
-            Known::Present(value) if names + value.bytes.len() > largest => (Known::Unsure, names),
+            Known::Present(value) if names + value.value.bytes.len() > largest => (Known::Unsure, names),
             Known::Present(value) => {
-                let cost = names + value.bytes.len();
+                let cost = names + value.value.bytes.len();
                 (Known::Present(value), cost)
             }
             other => (other, names),
@@ -201,10 +202,10 @@ mod tests {
 
     use super::{Cache, ENTRY_OVERHEAD, Known, Lookup, News, Shared};
     use crate::state::contract::entity;
-    use crate::state::{Entity, Kind, Versioned};
+    use crate::state::{Entity, Kind, Value, Versioned};
 
     fn value(version: u64, size: usize) -> Versioned {
-        Versioned { version, kind: Kind::Binary, bytes: vec![0; size].into() }
+        Versioned { version, value: Value::new(Kind::Binary, vec![0; size]) }
     }
 
     fn present(key: &str, version: u64, size: usize) -> News {

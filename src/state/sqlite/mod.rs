@@ -4,17 +4,25 @@
 //!  get ──► cache ──hit──► answer          (no change of thread)
 //!            └──miss─► state-reader ─┐
 //!                                    ├──► tells the cache, answers
-//!  commit ──────────► state-writer ──┘
+//!  apply, sweep ────► state-writer ──┘
+//!  record, list, … ─► state-reader ─────► answers
 //! ```
 //!
 //! `SQLite` blocks, so each of its two connections lives on a thread of its own:
 //! `writer.rs` with group commit, `reader.rs` for what `cache.rs` does not know.
-//! `schema.rs` knows the file.
+//! `change.rs` has the statements of the one, `query.rs` those of the other; `schema.rs`
+//! knows the file.
 //!
 //! # Bounds
 //!
 //! Each thread has a queue of [`QUEUE`] entries; when it is full, callers wait for room
 //! and are let in in turn. Groups, batches and the cache have bounds of their own.
+//!
+//! What may look at many rows is done in steps of bounded length, one queue entry each, and
+//! at most [`SCANS`] callers have such an entry at once; so a `get` or a commit never waits
+//! for a long list or sweep, only for a step. The price: entities that come and go while a
+//! list, a count or a sweep is under way may be in it or not. `records` and `due` are read in
+//! one step. Whatever limit was asked for, no more than [`MAX_ROWS`] rows are answered, or swept.
 //!
 //! # Who ends what
 //!
@@ -24,6 +32,8 @@
 //! it never answered, or never took, become [`StoreError::Closed`].
 
 mod cache;
+mod change;
+mod query;
 mod reader;
 mod schema;
 mod writer;
@@ -31,19 +41,26 @@ mod writer;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod power_loss;
+#[cfg(test)]
+mod recorder;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_records;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 
 use self::cache::{Cache, Lookup};
+use self::query::{Keys, View, following};
 use self::reader::{Read, Reader};
 use self::schema::OwnerLock;
-use self::writer::{Job, Log, Writer};
-use super::{BoxFuture, Entity, StateStore, StoreError, Versioned, Write, admit};
+use self::writer::{Job, Log, SWEEP_STEP, Sweep, Swept, Writer};
+use super::{BoxFuture, Commit, Entity, Listed, Millis, Record, RecordId, StateStore, StoreError, Versioned};
 
 /// The cache's size unless something else is asked for, in bytes (16 MiB).
 pub const DEFAULT_CACHE_BYTES: usize = 16 << 20;
@@ -52,6 +69,19 @@ pub const DEFAULT_CACHE_BYTES: usize = 16 << 20;
 /// complete while one is on the disk.
 const QUEUE: usize = 1024;
 
+/// How many callers may have a step in the reader's queue that looks at many rows. Each is
+/// some milliseconds for whoever is behind them.
+const SCANS: usize = 4;
+
+/// How many rows one answer has at most.
+const MAX_ROWS: usize = 10_000;
+
+/// How many rows a step of a list reads: about 3 ms.
+const LIST_STEP: usize = 1000;
+
+/// How many keys a step of a count passes: these are in an index, about 1 ms.
+const COUNT_STEP: usize = 10_000;
+
 /// State in an `SQLite` file. See the module.
 #[derive(Debug)]
 pub struct SqliteStore {
@@ -59,6 +89,7 @@ pub struct SqliteStore {
     cache: Arc<Cache>,
     commits: mpsc::Sender<writer::Command>,
     reads: mpsc::Sender<reader::Command>,
+    scans: Semaphore,
     writer_ended: watch::Receiver<()>,
     reader_ended: watch::Receiver<()>,
 }
@@ -94,7 +125,7 @@ impl SqliteStore {
         let writer = Writer::new(log, commands, Arc::clone(&cache), guard(ended));
         start("state-writer", &path, move || writer.run())?;
 
-        Ok(Self { path, cache, commits, reads, writer_ended, reader_ended })
+        Ok(Self { path, cache, commits, reads, scans: Semaphore::new(SCANS), writer_ended, reader_ended })
     }
 
     async fn read(&self, entity: &Entity) -> Result<Option<Versioned>, StoreError> {
@@ -104,12 +135,103 @@ impl SqliteStore {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    async fn write(&self, entity: &Entity, expected: u64, write: &Write) -> Result<u64, StoreError> {
-        let write = admit(entity, write)?;
+    async fn write(&self, entity: &Entity, commit: Commit) -> Result<u64, StoreError> {
+        commit.check(entity)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { entity: entity.clone(), expected, write, reply };
+        let job = Job { entity: entity.clone(), commit: commit.detached(), reply };
         self.commits.send(writer::Command::Commit(job)).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Has the reader's thread ask `question`.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&View<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let question = Box::new(move |view: Result<&View<'_>, StoreError>| {
+            if reply.is_closed() {
+                return; // the caller has left, and its place among the scans is another's
+            }
+            let asked = view.and_then(|view| {
+                let told = |error: &StoreError| {
+                    tracing::warn!(error = error as &dyn std::error::Error, "state was not read");
+                };
+                question(view).inspect_err(told)
+            });
+            let _ = reply.send(asked);
+        });
+        self.reads.send(reader::Command::Ask(question)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// The right to have a step in the reader's queue that looks at many rows.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.scans.acquire().await.map_err(|_| StoreError::Closed)
+    }
+
+    async fn list_in_steps(&self, mut keys: Keys, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let limit = limit.min(MAX_ROWS);
+        let mut listed: Vec<Listed> = Vec::new();
+        loop {
+            let step = LIST_STEP.min(limit - listed.len());
+            let turn = self.turn().await?;
+            let range = keys.clone();
+            let more = self.ask(move |view| view.list(&range, step)).await?;
+            drop(turn);
+            let ended = more.len() < step;
+            listed.extend(more);
+            match listed.last() {
+                Some(last) if !ended && listed.len() < limit => keys.from = following(last.key.as_bytes()),
+                _ => return Ok(listed),
+            }
+        }
+    }
+
+    async fn functions_in_steps(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        loop {
+            let from = names.last().map(|last| following(last.as_bytes())).unwrap_or_default();
+            let turn = self.turn().await?;
+            let more = self.ask(|view| view.functions(from, LIST_STEP)).await?;
+            drop(turn);
+            let ended = more.len() < LIST_STEP;
+            names.extend(more);
+            if ended {
+                return Ok(names);
+            }
+        }
+    }
+
+    async fn count_in_steps(&self, function: &str) -> Result<u64, StoreError> {
+        let function: Arc<str> = function.into();
+        let (mut count, mut from) = (0, Vec::new());
+        loop {
+            let turn = self.turn().await?;
+            let name = Arc::clone(&function);
+            let (more, last) = self.ask(move |view| view.count(&name, &from, COUNT_STEP)).await?;
+            drop(turn);
+            count += more as u64;
+            match last {
+                Some(last) if more == COUNT_STEP => from = following(&last),
+                _ => return Ok(count),
+            }
+        }
+    }
+
+    async fn sweep_in_steps(&self, now: Millis, limit: usize) -> Result<usize, StoreError> {
+        let (mut swept, mut left) = (0, limit.min(MAX_ROWS));
+        loop {
+            let step = left.min(SWEEP_STEP);
+            let (reply, answer) = oneshot::channel();
+            let sweep = Sweep { now, limit: step, reply };
+            self.commits.send(writer::Command::Sweep(sweep)).await.map_err(|_| StoreError::Closed)?;
+            let Swept { removed, more } = answer.await.map_err(|_| StoreError::Closed)??;
+            (swept, left) = (swept + removed, left - step);
+            if !more || left == 0 {
+                return Ok(swept);
+            }
+        }
     }
 }
 
@@ -123,13 +245,64 @@ impl StateStore for SqliteStore {
         })
     }
 
-    fn commit<'a>(
+    fn apply<'a>(&'a self, entity: &'a Entity, commit: Commit) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(self.write(entity, commit))
+    }
+
+    fn record<'a>(
         &'a self,
-        entity: &'a Entity,
-        expected: u64,
-        write: Write,
-    ) -> BoxFuture<'a, Result<u64, StoreError>> {
-        Box::pin(async move { self.write(entity, expected, &write).await })
+        function: &'a str,
+        id: &'a RecordId,
+    ) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        let (function, id): (Arc<str>, _) = (function.into(), id.clone());
+        Box::pin(self.ask(move |view| view.record(&function, &id)))
+    }
+
+    fn records<'a>(
+        &'a self,
+        function: &'a str,
+        from: &'a RecordId,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Record>, StoreError>> {
+        Box::pin(async move {
+            let (function, from): (Arc<str>, _) = (function.into(), from.clone());
+            let _turn = self.turn().await?;
+            self.ask(move |view| view.records(&function, &from, limit.min(MAX_ROWS))).await
+        })
+    }
+
+    fn due<'a>(
+        &'a self,
+        functions: &'a [Arc<str>],
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Record)>, StoreError>> {
+        Box::pin(async move {
+            let functions = functions.to_vec();
+            let _turn = self.turn().await?;
+            self.ask(move |view| view.due(&functions, limit.min(MAX_ROWS))).await
+        })
+    }
+
+    fn list<'a>(
+        &'a self,
+        function: &'a str,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
+        Box::pin(self.list_in_steps(Keys::new(function, prefix, after), limit))
+    }
+
+    fn functions(&self) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {
+        Box::pin(self.functions_in_steps())
+    }
+
+    fn count<'a>(&'a self, function: &'a str) -> BoxFuture<'a, Result<u64, StoreError>> {
+        Box::pin(self.count_in_steps(function))
+    }
+
+    fn sweep(&self, now: Millis, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
+        Box::pin(self.sweep_in_steps(now, limit))
     }
 
     /// The reader goes first, so that the writer is the last connection, which is the

@@ -1,24 +1,26 @@
 //! The one thread that reads what the cache does not know.
 //!
-//! It takes the first read that waits and whatever else waits already, and answers all
+//! It takes the first command that waits and whatever else waits already, and answers all
 //! of them from one read transaction, which the writer neither disturbs nor waits for.
-//! What it found goes into the cache with the number of the last change it could see
-//! (the cache module says why), and then to whoever asked.
+//! Values come first: what was found goes into the cache with the number of the last change
+//! it could see (the cache module says why), and then to whoever asked. Other questions
+//! follow; each is bounded (see `query.rs`), and so is how many of the longer ones wait here
+//! at once (see [`super::SCANS`]), so no value waits long behind them.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Guard;
 use super::cache::{Cache, Known, News};
-use super::schema::{classify, decode, read_sequence};
+use super::query::View;
+use super::schema::{classify, read_sequence};
 use crate::state::{Entity, StoreError, Versioned};
 
-/// How many reads may share one transaction. An open read transaction keeps the log
+/// How many commands may share one transaction. An open read transaction keeps the log
 /// from being reused, so it should be short.
-const BATCH_READS: usize = 64;
+const BATCH: usize = 64;
 
 type Answer = Result<Option<Versioned>, StoreError>;
 
@@ -28,9 +30,14 @@ pub(super) struct Read {
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
+/// A question about something else than a value. Is given the view, or why there is none, and
+/// answers whoever asked.
+pub(super) type Question = Box<dyn FnOnce(Result<&View<'_>, StoreError>) + Send>;
+
 /// What the reader can be told.
 pub(super) enum Command {
     Read(Read),
+    Ask(Question),
     /// Take nothing more, finish what is queued, end.
     Close,
     /// Lets a test hold the reader up between reading and telling the cache.
@@ -41,7 +48,8 @@ pub(super) enum Command {
 /// The reader thread's belongings. The guard is dropped last.
 pub(super) struct Reader {
     connection: Connection,
-    batch: Vec<Read>,
+    reads: Vec<Read>,
+    questions: Vec<Question>,
     commands: mpsc::Receiver<Command>,
     cache: Arc<Cache>,
     #[cfg(test)]
@@ -58,7 +66,8 @@ impl Reader {
     ) -> Self {
         Self {
             connection,
-            batch: Vec::with_capacity(BATCH_READS),
+            reads: Vec::with_capacity(BATCH),
+            questions: Vec::new(),
             commands,
             cache,
             #[cfg(test)]
@@ -79,12 +88,13 @@ impl Reader {
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
-                Command::Read(read) => self.batch.push(read),
+                Command::Read(read) => self.reads.push(read),
+                Command::Ask(question) => self.questions.push(question),
                 Command::Close => self.commands.close(),
                 #[cfg(test)]
                 Command::Pause(pause) => self.pause = Some(pause),
             }
-            if self.batch.len() >= BATCH_READS {
+            if self.reads.len() + self.questions.len() >= BATCH {
                 break;
             }
             next = self.commands.try_recv().ok();
@@ -92,63 +102,43 @@ impl Reader {
     }
 
     fn serve(&mut self) {
-        if self.batch.is_empty() {
+        if self.reads.is_empty() && self.questions.is_empty() {
             return;
         }
-        match read_all(&self.connection, &self.batch) {
-            Ok((stamp, answers)) => {
-                #[cfg(test)]
-                if let Some(pause) = self.pause.take() {
-                    pause();
-                }
-                let found = self.batch.iter().zip(&answers);
-                self.cache.learn(found.filter_map(|(read, answer)| news(read, answer, stamp)));
-                for (read, answer) in self.batch.drain(..).zip(answers) {
-                    // Fails if the caller has left, which is the caller's right.
-                    let _ = read.reply.send(answer);
-                }
+        if let Err(error) = self.answer() {
+            let (reads, cause) = (self.reads.len() + self.questions.len(), &error as &dyn std::error::Error);
+            tracing::warn!(reads, error = cause, "state was not read");
+            for read in self.reads.drain(..) {
+                let _ = read.reply.send(Err(error.clone()));
             }
-            Err(error) => {
-                let (reads, cause) = (self.batch.len(), &error as &dyn std::error::Error);
-                tracing::warn!(reads, error = cause, "state was not read");
-                for read in self.batch.drain(..) {
-                    let _ = read.reply.send(Err(error.clone()));
-                }
+            for question in self.questions.drain(..) {
+                question(Err(error.clone()));
             }
         }
     }
-}
 
-/// Reads everything in one transaction; with it the last change that transaction saw.
-fn read_all(connection: &Connection, batch: &[Read]) -> Result<(u64, Vec<Answer>), StoreError> {
-    let failed = |error| classify("reading state", error);
-    let transaction =
-        Transaction::new_unchecked(connection, TransactionBehavior::Deferred).map_err(failed)?;
-    let stamp = read_sequence(&transaction).map_err(failed)?;
-    let answers = batch.iter().map(|read| read_one(&transaction, &read.entity, stamp)).collect();
-    transaction.commit().map_err(failed)?;
-    Ok((stamp, answers))
-}
-
-fn read_one(transaction: &Transaction<'_>, entity: &Entity, stamp: u64) -> Answer {
-    let select = || {
-        transaction
-            .prepare_cached("SELECT version, kind, value FROM entity WHERE function = ?1 AND key = ?2")?
-            .query_row([entity.function.as_bytes(), entity.key.as_bytes()], |row| {
-                let bytes = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
-                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, bytes))
-            })
-            .optional()
-    };
-    let Some((number, kind, bytes)) = select().map_err(|error| classify("reading state", error))? else {
-        return Ok(None);
-    };
-    let version = u64::try_from(number).ok().filter(|version| (1..=stamp).contains(version));
-    match (version, decode(kind)) {
-        (Some(version), Some(kind)) => Ok(Some(Versioned { version, kind, bytes })),
-        _ => Err(StoreError::Corrupt {
-            what: format!("{entity:?} has version {number} of {stamp} and kind {kind}"),
-        }),
+    /// Answers everything from one transaction; those that are left are to be told of the error.
+    fn answer(&mut self) -> Result<(), StoreError> {
+        let failed = |error| classify("reading state", error);
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Deferred).map_err(failed)?;
+        let stamp = read_sequence(&transaction).map_err(failed)?;
+        let view = View { transaction: &transaction, stamp };
+        let answers: Vec<_> = self.reads.iter().map(|read| view.value(&read.entity)).collect();
+        #[cfg(test)]
+        if let Some(pause) = self.pause.take() {
+            pause();
+        }
+        let found = self.reads.iter().zip(&answers);
+        self.cache.learn(found.filter_map(|(read, answer)| news(read, answer, stamp)));
+        for (read, answer) in self.reads.drain(..).zip(answers) {
+            // Fails if the caller has left, which is the caller's right.
+            let _ = read.reply.send(answer);
+        }
+        for question in self.questions.drain(..) {
+            question(Ok(&view));
+        }
+        transaction.commit().map_err(failed)
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::state::{Kind, StoreError};
+use crate::state::{Kind, Millis, StoreError};
 
 /// "exec" in ASCII. `file` and `SQLite`'s own tools show it.
 const APPLICATION_ID: i32 = 0x6578_6563;
@@ -24,11 +24,17 @@ const APPLICATION_ID: i32 = 0x6578_6563;
 /// TEXT, and because BLOBs compare by bytes. `store` has one row with the last number
 /// given to a change.
 ///
-/// `entity` is an ordinary table beside its key's index. As WITHOUT ROWID it would be one
-/// tree, but rows above a quarter of a page go to overflow pages there: 10,000 values of
-/// 1 KiB took 47 MB instead of 14, and commits were 40 % slower. At 200 bytes the two
-/// were alike.
-const STEPS: &[&str] = &["
+/// `entity` and `record` are ordinary tables beside their keys' indexes. As WITHOUT ROWID
+/// each would be one tree, but rows above a quarter of a page go to overflow pages there:
+/// 10,000 values of 1 KiB took 47 MB instead of 14, and commits were 40 % slower; 20,000
+/// events of 200 bytes took 21 MB instead of 5, and twice the time. Reading them back was
+/// about as fast either way.
+///
+/// What is long comes last in a row, so that to read what is short (for a list, or to
+/// keep an index) needs none of the pages that a long value continues on. Due times and
+/// expiries are in partial indexes, which cost nothing where there are none.
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE store (
         id       INTEGER PRIMARY KEY CHECK (id = 1),
         sequence INTEGER NOT NULL
@@ -42,7 +48,42 @@ const STEPS: &[&str] = &["
         value    BLOB    NOT NULL,
         PRIMARY KEY (function, key)
     ) STRICT;
-"];
+    ",
+    // Copies all values, so that the new columns stand before them. When they were last
+    // changed is not known: not after now.
+    "
+    ALTER TABLE entity RENAME TO entity_before;
+    CREATE TABLE entity (
+        version  INTEGER NOT NULL,
+        kind     INTEGER NOT NULL,
+        schema   INTEGER NOT NULL,
+        updated  INTEGER NOT NULL,
+        expires  INTEGER,
+        function BLOB    NOT NULL,
+        key      BLOB    NOT NULL,
+        value    BLOB    NOT NULL,
+        PRIMARY KEY (function, key)
+    ) STRICT;
+    INSERT INTO entity (version, kind, schema, updated, expires, function, key, value)
+        SELECT version, kind, 0, unixepoch() * 1000, NULL, function, key, value
+        FROM entity_before ORDER BY rowid;
+    DROP TABLE entity_before;
+    CREATE INDEX entity_expires ON entity (expires) WHERE expires IS NOT NULL;
+    CREATE TABLE record (
+        version  INTEGER NOT NULL,
+        room     INTEGER NOT NULL,
+        due      INTEGER,
+        expires  INTEGER,
+        function BLOB    NOT NULL,
+        key      BLOB    NOT NULL,
+        sub      BLOB    NOT NULL,
+        bytes    BLOB    NOT NULL,
+        PRIMARY KEY (function, room, key, sub)
+    ) STRICT;
+    CREATE INDEX record_due ON record (function, due) WHERE due IS NOT NULL;
+    CREATE INDEX record_expires ON record (expires) WHERE expires IS NOT NULL;
+    ",
+];
 
 /// How long to wait for a tool that holds the database (a shell, a backup).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +91,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The KiB of database pages each connection may keep. The cache in front serves what
 /// is hot; this one needs to hold the inner pages of the tree.
 const PAGE_CACHE_KIB: i64 = 4096;
+
+/// How many prepared statements each connection may keep. More than either has.
+const STATEMENTS: usize = 32;
 
 /// An opened database of ours.
 pub(super) struct Database {
@@ -95,6 +139,8 @@ pub(super) fn encode(kind: Kind) -> i64 {
     match kind {
         Kind::Json => 0,
         Kind::Binary => 1,
+        Kind::Events => 2,
+        Kind::Crdt => 3,
     }
 }
 
@@ -103,8 +149,20 @@ pub(super) fn decode(kind: i64) -> Option<Kind> {
     match kind {
         0 => Some(Kind::Json),
         1 => Some(Kind::Binary),
+        2 => Some(Kind::Events),
+        3 => Some(Kind::Crdt),
         _ => None,
     }
+}
+
+/// A time as the database holds it: what is beyond the year 292 million becomes that.
+pub(super) fn encode_time(at: Millis) -> i64 {
+    i64::try_from(at).unwrap_or(i64::MAX)
+}
+
+/// A version as the database holds it: one that it cannot hold is one that nobody has.
+pub(super) fn encode_version(version: u64) -> i64 {
+    i64::try_from(version).unwrap_or(-1)
 }
 
 /// The last number given to a change, as of the transaction it is asked in.
@@ -185,6 +243,7 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection, StoreError> {
     let open = || {
         let connection = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.pragma_update(None, "cache_size", -PAGE_CACHE_KIB)?;
         connection.pragma_update(None, "trusted_schema", false)?;
         Ok(connection)
@@ -220,7 +279,9 @@ fn identify(connection: &Connection, path: &Path) -> Result<usize, StoreError> {
 /// neighbours: a quarter of `SQLite`'s usual page means a quarter of the bytes to write, check and sync.
 pub(super) const PAGE_BYTES: usize = 1024;
 
-/// Takes the database to the newest schema, in one transaction.
+/// Takes the database to the newest schema, in one transaction. A step that copies needs
+/// room on the disk for two more copies of the database (the log, the new table), and some
+/// time; what it frees is used again.
 fn migrate(connection: &Connection, steps_done: usize) -> rusqlite::Result<()> {
     if steps_done == STEPS.len() {
         return Ok(());
@@ -256,6 +317,17 @@ fn tune_writer(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let reason = "the file system does not support SQLite's write-ahead log";
     let error = io::Error::new(io::ErrorKind::Unsupported, reason);
     Err(StoreError::unavailable(format!("opening {}", path.display()), error))
+}
+
+/// The database of an earlier release, with nothing in it, for the tests of its upgrade.
+#[cfg(test)]
+pub(super) fn create_at_step(path: &Path, steps: usize) -> Connection {
+    let connection = Connection::open(path).unwrap();
+    connection.pragma_update(None, "page_size", PAGE_BYTES).unwrap();
+    STEPS[..steps].iter().for_each(|step| connection.execute_batch(step).unwrap());
+    connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+    connection.pragma_update(None, "user_version", steps).unwrap();
+    connection
 }
 
 fn explain(path: &Path, error: rusqlite::Error) -> StoreError {

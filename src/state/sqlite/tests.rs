@@ -14,19 +14,26 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::{DEFAULT_CACHE_BYTES, QUEUE, SqliteStore, reader, writer};
-use crate::state::contract::{Fixture, contract_suite, entity, json, number};
+use crate::state::contract::{self, Fixture, contract_suite, entity, json, number};
 use crate::state::{StateStore, StoreError, Write};
 
 fn fixture(cache_bytes: usize) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&folder.path().join("state.db"), cache_bytes).unwrap();
-    Fixture { store: Arc::new(store), _folder: Some(folder) }
+    Fixture { store: Arc::new(store), _kept: Box::new(folder) }
 }
 
-contract_suite!(contract_cached, || fixture(DEFAULT_CACHE_BYTES));
+contract_suite!(contract_cached, async || fixture(DEFAULT_CACHE_BYTES));
 // Room for one or two entries: everything is evicted all the time.
-contract_suite!(contract_evicting, || fixture(800));
-contract_suite!(contract_uncached, || fixture(0));
+contract_suite!(contract_evicting, async || fixture(800));
+contract_suite!(contract_uncached, async || fixture(0));
+
+#[tokio::test]
+async fn reopening_keeps_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = async || -> contract::Store { Arc::new(open(&folder).unwrap()) as _ };
+    contract::reopening_keeps_everything(open).await;
+}
 
 fn open(folder: &TempDir) -> Result<SqliteStore, StoreError> {
     open_at(&folder.path().join("state.db"))
@@ -172,8 +179,8 @@ async fn a_newer_schema_is_refused() {
     let path = folder.path().join("state.db");
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let refused = open(&folder).unwrap_err();
-    assert!(matches!(refused, StoreError::TooNew { found: 99, supported: 1, .. }), "{refused}");
-    assert!(refused.to_string().contains("newer release (schema 99, this one knows up to 1)"));
+    assert!(matches!(refused, StoreError::TooNew { found: 99, supported: 2, .. }), "{refused}");
+    assert!(refused.to_string().contains("newer release (schema 99, this one knows up to 2)"));
 }
 
 /// Root may write anywhere but where the file system itself says no.
@@ -318,7 +325,7 @@ async fn a_late_read_does_not_undo_a_commit() {
         let committed = store.commit(&owner, version, write).await.unwrap();
         release.send(()).unwrap();
         let late = late.await.unwrap().expect("it began before the commit");
-        assert_eq!((late.version, &late.bytes[..]), (version, &b"old"[..]));
+        assert_eq!((late.version, &late.value.bytes[..]), (version, &b"old"[..]));
         let now = store.get(&owner).await.unwrap();
         assert_eq!(now.map_or(0, |value| value.version), committed);
         store.close().await;

@@ -5,13 +5,19 @@
 //! Making a commit durable costs one sync of the disk, however much is in it. So the
 //! writer takes the first commit that waits, then whatever else waits already, and puts
 //! all of it into one transaction. It never waits for more to come: a queue of one
-//! commits at once, and under load the queue fills while the disk syncs. Each write's
-//! version is checked inside the transaction, so a conflict is the answer to one commit
-//! and no concern of the others.
+//! commits at once, and under load the queue fills while the disk syncs. Versions are
+//! checked inside the transaction, before the first write of each commit (see
+//! `change.rs`), so a conflict is the answer to one commit and no concern of the others.
 //!
 //! Answers go out only after COMMIT, conflicts too: a conflict may be with a write of
 //! the same group. If COMMIT fails, nothing in the group has happened as far as anybody
 //! has seen, all get the cause, and the thread goes on with the next group.
+//!
+//! # Sweeps
+//!
+//! What expired is removed in steps, each a transaction of its own and at most
+//! [`SWEEP_STEP`] values and as many records; commits come in between. Whoever asked for the
+//! sweep asks for the steps, see there.
 //!
 //! # Checkpoints
 //!
@@ -22,19 +28,23 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Guard;
 use super::cache::{Cache, Known, News};
-use super::schema::{PAGE_BYTES, classify, encode};
-use crate::state::{Entity, StoreError, Versioned, Write};
+use super::change::{self, Expired, Verdict};
+use super::schema::{PAGE_BYTES, classify};
+use crate::state::{Commit, Entity, Millis, RecordWrite, StoreError, Versioned, Write};
 
-/// How many commits may share one transaction.
+/// From this many changes of values and records on, a group takes no more commits.
 const GROUP_WRITES: usize = 256;
 
-/// From this many value bytes on, a group takes no more commits.
+/// From this many bytes of values and records on, a group takes no more commits.
 const GROUP_BYTES: usize = 8 << 20;
+
+/// How many values, and how many records, a step of a sweep removes at most.
+pub(super) const SWEEP_STEP: usize = 256;
 
 /// How many pages (1 KiB each) the log gets before it is moved into the database.
 ///
@@ -46,26 +56,36 @@ const CHECKPOINT_PAGES: usize = 2000;
 /// A commit on its way.
 pub(super) struct Job {
     pub(super) entity: Entity,
-    pub(super) expected: u64,
-    pub(super) write: Write,
+    pub(super) commit: Commit,
     pub(super) reply: oneshot::Sender<Result<u64, StoreError>>,
+}
+
+/// A step of a sweep on its way.
+pub(super) struct Sweep {
+    pub(super) now: Millis,
+    /// At most [`SWEEP_STEP`].
+    pub(super) limit: usize,
+    pub(super) reply: oneshot::Sender<Result<Swept, StoreError>>,
+}
+
+/// What a step of a sweep did.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// How many values and records were removed.
+    pub(super) removed: usize,
+    /// Whether there may be more.
+    pub(super) more: bool,
 }
 
 /// What the writer can be told.
 pub(super) enum Command {
     Commit(Job),
+    Sweep(Sweep),
     /// Take nothing more, finish what is queued, end.
     Close,
     /// Lets a test break things.
     #[cfg(test)]
     Run(Box<dyn FnOnce(&Connection) + Send>),
-}
-
-/// What became of one write inside the transaction.
-enum Verdict {
-    Put { version: u64 },
-    Deleted { stamp: u64 },
-    Conflict { found: u64 },
 }
 
 /// The writer thread's belongings.
@@ -77,6 +97,8 @@ pub(super) struct Writer {
     pub(super) log: Log,
     /// The commits being served.
     group: Vec<Job>,
+    /// To be served after the group, before which it was not asked for.
+    sweep: Option<Sweep>,
     commands: mpsc::Receiver<Command>,
     cache: Arc<Cache>,
     _guard: Guard,
@@ -95,7 +117,8 @@ pub(super) struct Log {
 
 impl Writer {
     pub(super) fn new(log: Log, commands: mpsc::Receiver<Command>, cache: Arc<Cache>, guard: Guard) -> Self {
-        Self { log, group: Vec::with_capacity(GROUP_WRITES), commands, cache, _guard: guard }
+        let group = Vec::with_capacity(GROUP_WRITES);
+        Self { log, group, sweep: None, commands, cache, _guard: guard }
     }
 
     /// Serves until told to close, or until all senders are gone. What is in the queue
@@ -104,6 +127,7 @@ impl Writer {
         while let Some(first) = self.commands.blocking_recv() {
             self.gather(first);
             self.serve();
+            self.sweep();
             if self.log.pages >= CHECKPOINT_PAGES {
                 self.log.checkpoint("PASSIVE");
             }
@@ -113,19 +137,21 @@ impl Writer {
 
     /// Puts `first` into the group and what else waits already.
     fn gather(&mut self, first: Command) {
-        let mut bytes = 0;
+        let (mut writes, mut bytes) = (0, 0);
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
                 Command::Commit(job) => {
-                    bytes += value_bytes(&job.write);
+                    writes += 1 + job.commit.records.len();
+                    bytes += job.commit.bytes();
                     self.group.push(job);
                 }
+                Command::Sweep(sweep) => self.sweep = Some(sweep),
                 Command::Close => self.commands.close(),
                 #[cfg(test)]
                 Command::Run(run) => run(&self.log.connection),
             }
-            if self.group.len() >= GROUP_WRITES || bytes >= GROUP_BYTES {
+            if writes >= GROUP_WRITES || bytes >= GROUP_BYTES || self.sweep.is_some() {
                 break;
             }
             next = self.commands.try_recv().ok();
@@ -143,10 +169,10 @@ impl Writer {
         match committed {
             Ok(verdicts) => {
                 let news = self.group.iter().zip(&verdicts);
-                self.cache.learn(news.map(|(job, verdict)| verdict.news(job, stamp)));
+                self.cache.learn(news.filter_map(|(job, verdict)| news_of(job, verdict, stamp)));
                 for (job, verdict) in self.group.drain(..).zip(verdicts) {
                     // Fails if the caller has left, which is the caller's right.
-                    let _ = job.reply.send(verdict.answer(job.expected));
+                    let _ = job.reply.send(answer_of(&verdict));
                 }
             }
             Err(error) => {
@@ -155,12 +181,29 @@ impl Writer {
                 let store = self.log.path.display();
                 tracing::warn!(%store, commits, error = cause, "state was not committed");
                 let unsure = |job: &Job| News { entity: job.entity.clone(), known: Known::Unsure, stamp };
-                self.cache.learn(self.group.iter().map(unsure));
+                let written = self.group.iter().filter(|job| job.commit.value.is_some());
+                self.cache.learn(written.map(unsure));
                 for job in self.group.drain(..) {
                     let _ = job.reply.send(Err(error.clone()));
                 }
             }
         }
+    }
+
+    /// As [`Writer::serve`], for the sweep that was gathered, if one was.
+    fn sweep(&mut self) {
+        let Some(Sweep { now, limit, reply }) = self.sweep.take() else { return };
+        let mut found = Vec::new();
+        let swept = self.log.sweep(now, limit, &mut found);
+        let swept = swept.map_err(|error| classify("sweeping state", error));
+        let known = if swept.is_ok() { Known::Absent } else { Known::Unsure };
+        let stamp = self.log.sequence;
+        self.cache.learn(found.into_iter().map(|entity| News { entity, known: known.clone(), stamp }));
+        if let Err(error) = &swept {
+            let (store, cause) = (self.log.path.display(), error as &dyn std::error::Error);
+            tracing::warn!(%store, error = cause, "what expired was not removed");
+        }
+        let _ = reply.send(swept);
     }
 }
 
@@ -181,30 +224,43 @@ impl Log {
     }
 
     fn try_commit(&mut self, group: &[Job]) -> rusqlite::Result<Vec<Verdict>> {
-        if !self.connection.is_autocommit() {
-            // The last ROLLBACK failed as well. Without this no group would ever begin.
-            self.connection.execute_batch("ROLLBACK")?;
-        }
-        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let transaction = begin(&self.connection)?;
         let before = self.sequence;
         let mut verdicts = Vec::with_capacity(group.len());
-        for job in group {
+        for Job { entity, commit, .. } in group {
             let number = self.sequence + 1;
-            let verdict = apply(&transaction, job, number);
-            if !matches!(verdict, Ok(Verdict::Conflict { .. })) {
+            let verdict = change::apply(&transaction, entity, commit, number);
+            if !matches!(verdict, Ok(Verdict::Conflict { .. } | Verdict::Stale { .. })) {
                 self.sequence = number; // used up, even if this or a later step fails
-                self.pages += 1 + value_bytes(&job.write).div_ceil(PAGE_BYTES);
+                self.pages += pages(commit);
+            }
+            if let Ok(Verdict::Done { cleared, .. }) = verdict {
+                self.pages += cleared;
             }
             verdicts.push(verdict?);
         }
         if self.sequence > before {
             self.pages += 1;
-            transaction
-                .prepare_cached("UPDATE store SET sequence = ?1 WHERE id = 1")?
-                .execute([self.sequence])?;
+            store_sequence(&transaction, self.sequence)?;
         }
         transaction.commit()?; // on any other way out: ROLLBACK
         Ok(verdicts)
+    }
+
+    /// Removes what has expired, as one change. Whose values that are is in `found`, also if it fails.
+    fn sweep(&mut self, now: Millis, limit: usize, found: &mut Vec<Entity>) -> rusqlite::Result<Swept> {
+        let transaction = begin(&self.connection)?;
+        let expired = Expired::find(&transaction, now, limit)?;
+        if expired.is_empty() {
+            return Ok(Swept::default());
+        }
+        found.clone_from(&expired.entities);
+        self.sequence += 1; // used up, even if a later step fails
+        let (removed, events) = expired.remove(&transaction)?;
+        self.pages += 1 + 2 * removed + events;
+        store_sequence(&transaction, self.sequence)?;
+        transaction.commit()?;
+        Ok(Swept { removed, more: expired.is_full(limit) })
     }
 
     /// Moves the log into the database. A failure loses nothing and is only logged: the
@@ -223,74 +279,56 @@ impl Log {
     }
 }
 
-fn value_bytes(write: &Write) -> usize {
-    match write {
-        Write::Put { bytes, .. } => bytes.len(),
-        Write::Delete => 0,
+fn begin(connection: &Connection) -> rusqlite::Result<Transaction<'_>> {
+    if !connection.is_autocommit() {
+        // The last ROLLBACK failed as well. Without this no group would ever begin.
+        connection.execute_batch("ROLLBACK")?;
     }
+    Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
 }
 
-impl Verdict {
-    fn answer(&self, expected: u64) -> Result<u64, StoreError> {
-        match *self {
-            Self::Put { version } => Ok(version),
-            Self::Deleted { .. } => Ok(0),
-            Self::Conflict { found } => Err(StoreError::Conflict { expected, found }),
-        }
-    }
-
-    /// What this verdict says about the job's entity. A conflict makes it read again:
-    /// should somebody have changed the database from outside, the next try sees it.
-    fn news(&self, job: &Job, stamp: u64) -> News {
-        let entity = job.entity.clone();
-        match (self, &job.write) {
-            (&Self::Put { version }, Write::Put { kind, bytes }) => {
-                let value = Versioned { version, kind: *kind, bytes: bytes.clone() };
-                News { entity, known: Known::Present(value), stamp: version }
-            }
-            (&Self::Deleted { stamp }, _) => News { entity, known: Known::Absent, stamp },
-            _ => News { entity, known: Known::Unsure, stamp },
-        }
-    }
+fn store_sequence(transaction: &Transaction<'_>, sequence: u64) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE store SET sequence = ?1 WHERE id = 1")?.execute([sequence])?;
+    Ok(())
 }
 
-/// Checks and writes in one statement; asks why only if that changed nothing.
-fn apply(transaction: &Transaction<'_>, job: &Job, number: u64) -> rusqlite::Result<Verdict> {
-    let (function, key) = (job.entity.function.as_bytes(), job.entity.key.as_bytes());
-    // A version that SQLite cannot hold is one that nobody has.
-    let expected = i64::try_from(job.expected).unwrap_or(-1);
-    let changed = match (&job.write, expected) {
-        (Write::Put { kind, bytes }, 0) => transaction
-            .prepare_cached(
-                "INSERT INTO entity (function, key, version, kind, value)
-                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![function, key, number, encode(*kind), &bytes[..]])?,
-        (Write::Put { kind, bytes }, _) => transaction
-            .prepare_cached(
-                "UPDATE entity SET version = ?3, kind = ?4, value = ?5
-                 WHERE function = ?1 AND key = ?2 AND version = ?6",
-            )?
-            .execute(params![function, key, number, encode(*kind), &bytes[..], expected])?,
-        (Write::Delete, 0) => 0,
-        (Write::Delete, _) => transaction
-            .prepare_cached("DELETE FROM entity WHERE function = ?1 AND key = ?2 AND version = ?3")?
-            .execute(params![function, key, expected])?,
+/// How many pages of the log `commit` will take, beside those of the records it clears.
+fn pages(commit: &Commit) -> usize {
+    let value = match &commit.value {
+        Some((_, Write::Put(value))) => 1 + value.bytes.len().div_ceil(PAGE_BYTES),
+        Some((_, Write::Delete)) => 1,
+        Some((_, Write::Keep)) | None => 0,
     };
-    debug_assert!(changed <= 1, "one entity is one row");
-    if changed == 1 {
-        return Ok(match job.write {
-            Write::Put { .. } => Verdict::Put { version: number },
-            Write::Delete => Verdict::Deleted { stamp: number },
-        });
+    // A record's row, and its place in the index, which is seldom that of the record before.
+    let records = commit.records.iter().map(|change| match &change.write {
+        RecordWrite::Put { bytes, .. } => 2 + bytes.len() / PAGE_BYTES,
+        RecordWrite::Delete => 2,
+        RecordWrite::Clear => 0,
+    });
+    value + records.sum::<usize>()
+}
+
+fn answer_of(verdict: &Verdict) -> Result<u64, StoreError> {
+    match *verdict {
+        Verdict::Done { number, put, .. } => Ok(if put { number } else { 0 }),
+        Verdict::Conflict { expected, found } => Err(StoreError::Conflict { expected, found }),
+        Verdict::Stale { index, found } => Err(StoreError::Stale { index, found }),
     }
-    let found: u64 = transaction
-        .prepare_cached("SELECT version FROM entity WHERE function = ?1 AND key = ?2")?
-        .query_row([function, key], |row| row.get(0))
-        .optional()?
-        .unwrap_or(0);
-    match job.write {
-        Write::Delete if found == 0 && expected == 0 => Ok(Verdict::Deleted { stamp: number }),
-        _ => Ok(Verdict::Conflict { found }),
+}
+
+/// What `verdict` says about the value of the job's entity. `stamp` is the last number of the group.
+fn news_of(job: &Job, verdict: &Verdict, stamp: u64) -> Option<News> {
+    let entity = job.entity.clone();
+    match (verdict, &job.commit.value) {
+        (&Verdict::Done { number, .. }, Some((_, Write::Put(value)))) => {
+            let value = Versioned { version: number, value: value.clone() };
+            Some(News { entity, known: Known::Present(value), stamp: number })
+        }
+        (&Verdict::Done { number, .. }, Some((_, Write::Delete))) => {
+            Some(News { entity, known: Known::Absent, stamp: number })
+        }
+        // Should somebody have changed the database from outside, the next try sees it.
+        (Verdict::Conflict { .. }, _) => Some(News { entity, known: Known::Unsure, stamp }),
+        _ => None,
     }
 }

@@ -1,4 +1,4 @@
-"""What the function sees: its Context, `req`, `res`, `state`, and its output.
+"""What the function sees: its Context, `req`, `res`, and its output; `state` is in state.py.
 
 Nothing here waits, sends or knows a frame. Values are made when they are first asked for: a greeting
 pays for no body, no query and no state.
@@ -11,8 +11,10 @@ import threading
 from contextvars import ContextVar
 
 MAX_TEXT = 8_001  # one more than the host keeps, so that it knows that it cuts
-OWN = os.path.dirname(os.path.dirname(__file__)) + "/"
-NOT_THEIRS = (OWN, os.path.dirname(os.__file__) + "/asyncio/", "<frozen importlib")
+PACKAGE = os.path.dirname(__file__)
+# Not all beside this package: in a container the function's folder is there as well.
+OWN = (PACKAGE + "/", os.path.dirname(PACKAGE) + "/worker.py")
+NOT_THEIRS = (*OWN, os.path.dirname(os.__file__) + "/asyncio/", "<frozen importlib")
 
 dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 dumps_loosely = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
@@ -162,39 +164,6 @@ class Responses:
         return Answer(status, headers and lowered(headers), b"", chunks)
 
 
-class State:
-    """`context.state`: a copy here until the host commits it with the answer. No I/O."""
-
-    def __init__(self, call, limit):
-        self._call = call
-        self._limit = limit
-        self.key = call.head["state"]["key"]
-        self.version = call.head["state"]["version"]
-        self._kind = call.head["state"]["kind"]
-        self._data = call.stored
-
-    def get(self):
-        if self._kind == "json":
-            return json.loads(self._data)
-        return self._data if self._kind == "binary" else None
-
-    def set(self, value):
-        binary = isinstance(value, (bytes, bytearray, memoryview))
-        data = bytes(value) if binary else dumps(value).encode()
-        if len(data) > self._limit:
-            raise ValueError(f"the state would be {len(data)} bytes, the limit is {self._limit}")
-        self._change("set", "binary" if binary else "json", data)
-
-    def delete(self):
-        self._change("delete", "none", b"")
-
-    def _change(self, action, kind, data):
-        if self._call.settled:
-            raise RuntimeError("the state was settled when the response began")
-        self._kind, self._data = kind, data
-        self._call.change = (action, kind, data)
-
-
 class NoState:
     def __getattr__(self, name):
         raise RuntimeError("this function has no [state] in its function.toml")
@@ -220,8 +189,8 @@ class Context:
     @property
     def state(self):
         if self._state is None:
-            stateful = self._call.head.get("state")
-            self._state = State(self._call, self._worker.state_limit) if stateful else NoState()
+            call = self._call
+            self._state = call.entity or (self._worker.state(call) if call.head.get("state") else NoState())
         return self._state
 
     def log(self, *values):

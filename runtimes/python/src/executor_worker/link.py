@@ -62,7 +62,9 @@ class Call:
     context = None  # what `start` returned
     holds = False  # ... and it is neither back in the pool nor thrown away
     partial = None  # unfinished lines of native output
+    entity = None  # its state, if RESULT must ask it what to say
     change = None  # of the state: action, kind, bytes
+    extra = None  # ... and what else RESULT says of it
     settled = False  # its RESULT is made
     cancelled = False
     open = False  # user code runs for it and may be interrupted
@@ -134,7 +136,11 @@ class Worker:
         self.stop = getattr(function, "stop", None)
         self.concurrency = init["concurrency"]
         self.response_limit = init["limits"]["response"]
-        self.state_limit = init["limits"]["state"]
+        self.init = init
+        self.function = function
+        self.model = None  # of the state; imported for those who have one
+        if init.get("state"):
+            self.declare()
         self.lock = threading.Lock()  # over who leads, whether a call is open, and credit
         self.calls = {}
         self.queue = deque()
@@ -143,6 +149,18 @@ class Worker:
         self.large = None  # a large frame that is being filled
         self.filled = 0
         self.stopping = self.finishing = False
+
+    def declare(self):
+        from .state import Model
+
+        self.model = Model(self.init, self.function)
+        self.model.report = lambda call, text: self.wire.log(call, 2, text)
+
+    def state(self, call):
+        """`context.state`. An older host says nothing in INIT: then the first call with state declares it."""
+        if self.model is None:
+            self.declare()
+        return self.model.make(call)
 
     def receive(self):
         """One read; takes every frame that is complete with it."""
@@ -269,6 +287,11 @@ class Worker:
         call.settled = True
         cancelled = call.cancelled  # looked at once: a CANCEL from here on came too late
         body = chunks = None
+        if call.entity is not None and type(answer) is Answer and not cancelled:
+            try:
+                call.entity._finish()
+            except Exception as raised:
+                error = raised
         if cancelled:
             fault = failure("cancelled", "cancelled")
         elif error is not None:
@@ -292,7 +315,7 @@ class Worker:
         length = None
         if chunks is None and len(body) > PIECE:
             length, chunks, body = len(body), iter((body,)), b""
-        head = result_head(answer, call.change, chunks is not None, length)
+        head = result_head(answer, call, chunks is not None, length)
         if call.change:
             body = call.change[2] + body
         header = RESULT_HEADER.pack(9 + len(head) + len(body), RESULT, call.number, len(head))
@@ -368,8 +391,9 @@ class Worker:
         os._exit(0)
 
 
-def result_head(answer, change, stream, length):
+def result_head(answer, call, stream, length):
     """The head JSON of RESULT."""
+    change = call.change
     if not stream and not change:
         if not answer.headers:
             return b'{"status":%d}' % answer.status
@@ -382,6 +406,8 @@ def result_head(answer, change, stream, length):
         head["length"] = length
     if change:
         head["state"] = {"action": change[0], "kind": change[1], "length": len(change[2])}
+        if call.extra:
+            head["state"].update(call.extra)
     return dumps(head).encode("utf-8", "replace")
 
 

@@ -51,6 +51,10 @@ class Loop(Worker):
         answer = error = None
         call.open = True
         try:
+            if self.model and self.model.early(call) and not call.cancelled:
+                waiting = self.model.prepare(call)
+                if waiting is not None:
+                    await waiting
             if self.start and not call.cancelled:
                 await self.enter(call, context)
             if not call.cancelled:

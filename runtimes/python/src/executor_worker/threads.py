@@ -126,9 +126,11 @@ class Threads(Worker):
         current.set(call)
         number, context = call.number, Context(call, self)
         answer = error = None
-        if self.start and not call.cancelled:
+        if self.model and self.model.early(call) and not call.cancelled:
+            _, error = self.guard(call, self.model.prepare, call)
+        if self.start and error is None and not call.cancelled:
             self.enter(call, context)
-        if not call.cancelled:
+        if error is None and not call.cancelled:
             answer, error = self.guard(call, self.main, context)
         chunks = self.conclude(call, answer, error)
         answer = error = None  # a traceback holds this frame: together they would be a cycle

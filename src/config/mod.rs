@@ -1,16 +1,23 @@
 //! Flags and environment, turned into one checked [`Config`]. The only code that reads either.
 //!
 //! Every flag is taken as text and checked here, so that all problems are reported at once, each with its flag.
-//! Nothing else in the program has a default.
+//! Nothing else in the program has a default. What belongs to the executor API is in [`opr`].
 
+mod opr;
+mod run;
+
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+pub use self::opr::ApiConfig;
+pub use self::run::{RunArgs, RunConfig};
+use crate::function::{MANIFEST, is_store_name};
 use crate::instance::Secret;
-use crate::state::StoreUrl;
+use crate::state::{Keys, StoreUrl};
 use crate::units;
 
 /// What `executor serve` takes. `--help` is its reference.
@@ -32,9 +39,19 @@ pub struct ServeArgs {
     /// What runs instances: docker, process, or auto: Docker if it can, else processes
     #[arg(long, env = "EXECUTOR_ADAPTER", default_value = "auto", value_name = "ADAPTER")]
     pub adapter: String,
-    /// Where state is kept: sqlite:PATH or memory: [default: sqlite:<data>/state.db]
-    #[arg(long, env = "EXECUTOR_STORE", value_name = "URL")]
-    pub store: Option<String>,
+    /// Where state is kept: sqlite:PATH, `postgres://USER:PASS@HOST/DB`, `redis://:PASS@HOST` or memory: [default: sqlite:<data>/state.db].
+    /// Again as NAME=URL for functions that name it in their manifest; in the variable one per line
+    #[arg(
+        long,
+        env = "EXECUTOR_STORE",
+        value_name = "[NAME=]URL",
+        hide_env_values = true,
+        value_delimiter = '\n'
+    )]
+    pub store: Vec<String>,
+    /// Seal state at rest with the first key of this file, open it with all: lines `ID BASE64-OF-32-BYTES`
+    #[arg(long, env = "EXECUTOR_STORE_KEY_FILE", value_name = "FILE")]
+    pub store_key_file: Option<PathBuf>,
     /// Secret that callers send as x-open-runtimes-secret [default: generated, kept in <data>/secret]
     #[arg(long, env = "OPEN_RUNTIMES_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub secret: Option<String>,
@@ -58,6 +75,58 @@ pub struct ServeArgs {
     pub log_format: String,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    api: opr::ApiArgs,
+    #[command(flatten)]
+    builds: BuildArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Builds")]
+struct BuildArgs {
+    /// Certificates, PEM, that build commands trust beside the system's, for example a company's
+    #[arg(long, env = "EXECUTOR_CA_CERTIFICATES", value_name = "FILE")]
+    ca_certificates: Option<PathBuf>,
+    /// How long a build may take
+    #[arg(long, env = "EXECUTOR_BUILD_TIMEOUT", default_value = "10m", value_name = "TIME")]
+    build_timeout: String,
+    /// Builds at the same time
+    #[arg(long, env = "EXECUTOR_BUILD_WORKERS", default_value = "2", value_name = "N")]
+    build_workers: String,
+    /// Size of an archive that is deployed
+    #[arg(long, env = "EXECUTOR_MAX_ARCHIVE", default_value = "256MiB", value_name = "SIZE")]
+    max_archive: String,
+}
+
+/// How functions are built, checked.
+#[derive(Debug, Clone)]
+pub struct BuildConfig {
+    /// See `--help`.
+    pub certificates: Option<PathBuf>,
+    /// See `--help`.
+    pub timeout: Duration,
+    /// See `--help`.
+    pub workers: usize,
+    /// Bytes.
+    pub max_archive: u64,
+}
+
+impl BuildArgs {
+    fn check(&self, c: &mut Checker) -> Option<BuildConfig> {
+        let certificates = self.ca_certificates.clone();
+        if let Some(file) = certificates.as_ref().filter(|file| !file.is_file()) {
+            c.0.push(format!("--ca-certificates: `{}` is not a file", file.display()));
+        }
+        let timeout = c.time("build-timeout", &self.build_timeout);
+        let workers = c.number("build-workers", &self.build_workers, 1, 64);
+        let max_archive = c.size("max-archive", &self.max_archive, 16 << 30);
+        Some(BuildConfig {
+            certificates,
+            timeout: timeout?,
+            workers: workers? as usize,
+            max_archive: max_archive?,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -165,13 +234,17 @@ pub struct Config {
     /// Folder of functions, or the one function.
     pub functions: PathBuf,
     /// Serve one function at every path.
-    pub single: bool,
+    pub run: Option<RunConfig>,
     /// Data folder.
     pub data: PathBuf,
     /// What runs instances.
     pub adapter: AdapterChoice,
-    /// Where state is kept.
+    /// Where state is kept unless a function names a store.
     pub store: StoreUrl,
+    /// What seals state at rest.
+    pub store_keys: Option<Keys>,
+    /// The stores that functions can name.
+    pub named_stores: BTreeMap<String, StoreUrl>,
     /// What callers send.
     pub secret: SecretSource,
     /// What operators send.
@@ -212,12 +285,16 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// Threads that serve requests.
     pub threads: usize,
+    /// The executor API; none: one function is served at every path.
+    pub api: Option<ApiConfig>,
     /// The executor's own `PATH`.
     pub path: String,
     /// Value of `DOCKER_HOST`.
     pub docker_host: Option<String>,
     /// Cores of this host.
     pub cores: usize,
+    /// How functions are built.
+    pub builds: BuildConfig,
 }
 
 /// The longest path a Unix socket can have is 107 bytes; this is what we append to the data folder.
@@ -241,6 +318,34 @@ impl Checker {
             format!("`{text}` must be one of {}", names.join(", "))
         });
         self.check(flag, value)
+    }
+
+    fn keys(&mut self, file: &Path) -> Option<Keys> {
+        let text = std::fs::read_to_string(file).map_err(|e| format!("cannot read {}: {e}", file.display()));
+        self.check("store-key-file", text.and_then(|text| Keys::parse(&text)))
+    }
+
+    /// The default store, if one is given, and the named ones.
+    fn stores(&mut self, given: &[String]) -> (Option<StoreUrl>, BTreeMap<String, StoreUrl>) {
+        let (mut default, mut named) = (None, BTreeMap::new());
+        for text in given.iter().filter(|text| !text.trim().is_empty()) {
+            let (name, url) = match text.split_once('=').filter(|(name, _)| is_store_name(name)) {
+                Some((name, url)) => (Some(name), url),
+                None => (None, text.as_str()),
+            };
+            let Some(url) = self.check("store", StoreUrl::parse(url).map_err(|e| e.to_string())) else {
+                continue;
+            };
+            let twice = match name {
+                Some(name) => named.insert(name.to_owned(), url).is_some(),
+                None => default.replace(url).is_some(),
+            };
+            if twice {
+                let which = name.map_or("the default store".to_owned(), |name| format!("the store `{name}`"));
+                self.0.push(format!("--store: {which} is given twice; others need a name, as in NAME=URL"));
+            }
+        }
+        (default, named)
     }
 
     fn number(&mut self, flag: &str, text: &str, low: u64, high: u64) -> Option<u64> {
@@ -268,15 +373,24 @@ impl Checker {
     }
 }
 
+/// A function without a manifest has no state, and a file that is never used would still cost each start.
+fn usual_store(single: Option<&Path>, data: &Path) -> StoreUrl {
+    if single.is_some_and(|folder| !folder.join(MANIFEST).exists()) {
+        return StoreUrl::Memory;
+    }
+    StoreUrl::Sqlite(data.join("state.db"))
+}
+
 fn given(secret: Option<&String>) -> Option<SecretSource> {
     secret.filter(|secret| !secret.is_empty()).map(|secret| SecretSource::Given(Secret::new(secret.as_str())))
 }
 
 impl Config {
     /// Checks `args`. The error has every problem, one per line.
-    pub fn new(args: &ServeArgs, single: Option<&Path>, terminal: bool) -> Result<Self, Vec<String>> {
+    pub fn new(args: &ServeArgs, run: Option<&RunArgs>, terminal: bool) -> Result<Self, Vec<String>> {
         let mut c = Checker(Vec::new());
         let l = &args.limits;
+        let single = run.map(|run| run.folder.as_path());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let port = c.number("port", &args.port, 0, 65_535);
         let host = c.check("host", parse_host(&args.host));
@@ -298,10 +412,9 @@ impl Config {
                 "--data: the path has {length} bytes; at most {room} fit, because sockets are below it"
             ));
         }
-        let store = match &args.store {
-            Some(url) => c.check("store", StoreUrl::parse(url).map_err(|e| e.to_string())),
-            None => Some(StoreUrl::Sqlite(data.join("state.db"))),
-        };
+        let (given_store, named_stores) = c.stores(&args.store);
+        let store_keys = args.store_key_file.as_deref().and_then(|file| c.keys(file));
+        let store = given_store.unwrap_or_else(|| usual_store(single, &data));
         let threads = match &l.threads {
             Some(text) => c.number("threads", text, 1, 1024).map(|n| n as usize),
             None => Some((cores / 2).max(1)),
@@ -329,14 +442,22 @@ impl Config {
         let max_body = c.size("max-body", &l.max_body, 1 << 30);
         let max_response = c.size("max-response", &l.max_response, 1 << 30);
         let max_state = c.size("max-state", &l.max_state, MOST_STATE);
+        let api = match single {
+            Some(_) => Some(None),
+            None => args.api.check(&mut c, &data, &environment()).map(Some),
+        };
+        let builds = args.builds.check(&mut c);
         let make = || {
             Some(Self {
+                builds: builds?,
                 address: SocketAddr::new(host?, port? as u16),
                 functions,
-                single: single.is_some(),
+                run: run.map(|run| RunConfig::new(run, &data, environment())),
                 data,
                 adapter: if single.is_some() { AdapterChoice::Process } else { adapter? },
-                store: store?,
+                store,
+                named_stores,
+                store_keys,
                 secret: given(args.secret.as_ref()).unwrap_or(match single {
                     Some(_) => SecretSource::Open,
                     None => SecretSource::Kept,
@@ -360,6 +481,7 @@ impl Config {
                 header_timeout: header_timeout?,
                 idle_timeout: idle_timeout?,
                 threads: threads?,
+                api: api?,
                 path: search_path(),
                 docker_host: docker_host(),
                 cores,
@@ -386,6 +508,13 @@ pub fn docker_host() -> Option<String> {
 /// Where programs are looked for.
 pub fn search_path() -> String {
     std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".into())
+}
+
+/// All variables that are text, for programs that are started with them.
+pub fn environment() -> std::collections::BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 fn parse_host(text: &str) -> Result<IpAddr, String> {

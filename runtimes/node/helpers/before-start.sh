@@ -1,0 +1,2 @@
+#!/bin/bash
+# Nothing to do before the server starts.

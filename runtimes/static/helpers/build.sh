@@ -1,0 +1,3 @@
+#!/bin/bash
+# Builds /mnt/code with the build command given.
+exec executor lifecycle build "$@"

@@ -1,0 +1,1 @@
+module.exports = Object.assign(require('./behaviour.cjs').main, require('./behaviour.cjs'));

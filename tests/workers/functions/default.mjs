@@ -1,0 +1,3 @@
+import behaviour from './behaviour.cjs';
+
+export default behaviour;

@@ -1,0 +1,4 @@
+import behaviour from './behaviour.cjs';
+
+export const { events, initial, migrate, start } = behaviour;
+export default behaviour.main;
