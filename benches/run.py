@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Measures the executor next to what it is compared with, in one run on one machine, and prints medians.
 
-Needs: target/release/executor, node, python3 with venv, wrk, nginx; for the container part a Docker daemon.
-On Debian: apt-get install wrk nginx-light nodejs python3-venv. Everything listens on 127.0.0.1, and each load is
+Needs: target/release/executor, node, python3 with venv, wrk, nginx, redis-server; for the container parts a Docker
+daemon. On Debian: apt-get install wrk nginx-light nodejs python3-venv redis-server. Everything listens on 127.0.0.1, and each load is
 bounded in time. Rounds alternate between the candidates, so that a noisy minute hits all of them.
 
-    cargo build --release && python3 benches/run.py            # about eight minutes
+    cargo build --release && python3 benches/run.py            # about thirteen minutes
     python3 benches/run.py --rounds 1 --seconds 1 warm state   # a quick look at two parts
 """
 
@@ -15,17 +15,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BINARY = os.path.join(ROOT, "target", "release", "executor")
-CONNECTIONS = 32
+import state
+from common import BINARY, CONNECTIONS, HELLO, HELLO_PY, ROOT, Bench, free_port, get, manifest, median, spread, status, table
+from common import timed, wait_for
 
 NODE_SERVER = """
 import handler from './index.mjs';
@@ -61,147 +59,6 @@ http {{
     location / {{ proxy_pass http://node; proxy_http_version 1.1; proxy_set_header Connection ""; }} }}
 }}
 """
-
-STATEFUL = {
-    "counter-node": (
-        "node",
-        "index.mjs",
-        "export default ({ state, res }) => { const n = (state.get()?.n ?? 0) + 1; state.set({ n });"
-        " return res.text(`${n}\\n`); };",
-    ),
-    "reader": (
-        "node",
-        "index.mjs",
-        "export default ({ state, req, res }) => { if (req.method === 'POST') state.set('x'.repeat(1022));"
-        " return res.text(`${state.version}\\n`); };",
-    ),
-}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def wait_for(port, limit=20):
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    sys.exit(f"nothing listens on port {port}")
-
-
-class Bench:
-    def __init__(self, args):
-        self.args = args
-        self.dir = tempfile.mkdtemp(prefix="executor-bench-")
-        self.processes = []
-
-    def start(self, command, **env):
-        out = open(os.path.join(self.dir, "output"), "ab")
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=out, stderr=out, cwd=self.dir)
-        self.processes.append(process)
-        return process
-
-    def stop(self, process):
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self.processes.remove(process)
-
-    def close(self):
-        for process in list(self.processes):
-            self.stop(process)
-        shutil.rmtree(self.dir, ignore_errors=True)
-
-    def functions(self, name, copies):
-        """A folder of functions; `copies` maps a name to (source folder or code, manifest)."""
-        folder = os.path.join(self.dir, name)
-        for function, (code, manifest) in copies.items():
-            target = os.path.join(folder, function)
-            if isinstance(code, str):
-                shutil.copytree(code, target)
-            else:
-                os.makedirs(target)
-                with open(os.path.join(target, code[0]), "w") as file:
-                    file.write(code[1])
-            with open(os.path.join(target, "function.toml"), "w") as file:
-                file.write(manifest)
-        return folder
-
-    def executor(self, functions, *flags, adapter="process"):
-        data = tempfile.mkdtemp(prefix="d", dir=self.dir)
-        port = free_port()
-        command = [BINARY, "--port", str(port), "--functions", functions, "--data", data, "--adapter", adapter]
-        process = self.start(command + list(flags))
-        end = time.monotonic() + 20
-        while not os.path.exists(os.path.join(data, "executor.json")):
-            if time.monotonic() > end or process.poll() is not None:
-                sys.exit(open(os.path.join(self.dir, "output")).read()[-2000:])
-            time.sleep(0.005)
-        with open(os.path.join(data, "secret")) as file:
-            return process, port, file.read().strip()
-
-    def wrk(self, port, path="/", secret=None, connections=CONNECTIONS, script=None, seconds=None):
-        """Requests per second and median latency in microseconds."""
-        seconds = seconds or self.args.seconds
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
-        if secret:
-            command += ["-H", f"x-open-runtimes-secret: {secret}"]
-        if script:
-            file = os.path.join(self.dir, f"{abs(hash(script))}.lua")
-            with open(file, "w") as out:
-                out.write(script)
-            command += ["-s", file]
-        text = subprocess.run(command + [f"http://127.0.0.1:{port}{path}"], capture_output=True, text=True).stdout
-        bad = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors", text)
-        if bad:
-            print(f"  ! {path}: {bad.group(0)}")
-        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
-        value, unit = re.search(r"50%\s+([\d.]+)(us|ms|s)", text).groups()
-        return rate, float(value) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]
-
-
-def get(port, path, secret=None, method="GET", body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, body, {"x-open-runtimes-secret": secret} if secret else {})
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    if answer.status != 200:
-        sys.exit(f"{path}: {answer.status} {content.decode(errors='replace')}")
-    return answer, content
-
-
-def manifest(runtime, entrypoint, *more):
-    return "\n".join([f'runtime = "{runtime}"', f'entrypoint = "{entrypoint}"', *more]) + "\n"
-
-
-def table(title, rows):
-    print(f"\n{title}")
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"  {name:{width}}  {value}")
-
-
-def median(values):
-    return statistics.median(values)
-
-
-def spread(values, digits=0):
-    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
-
-
-HELLO = manifest("node", "index.mjs", "concurrency = 64", "max-instances = 1", "[env]", 'GREETING = "Hello"')
-HELLO_PY = manifest("python", "main.py", "concurrency = 64", "max-instances = 1", "[env]", 'GREETING = "Hello"')
-
 
 def warm(b):
     """Numbers 1 and 2: throughput and added latency of a warm hello."""
@@ -255,12 +112,6 @@ def warm(b):
     rows = [(name, f"{spread(values)} us") for name, values in latencies.items()]
     rows.append(("Node: added by the executor", f"{spread(added)} us   aim 60"))
     table("2. median latency, one connection", rows)
-
-
-def timed(action):
-    begun = time.perf_counter()
-    action()
-    return (time.perf_counter() - begun) * 1e3
 
 
 def cold(b):
@@ -348,7 +199,7 @@ def docker_floor(image, language, network):
     os.chmod(os.path.join(folder, "socket"), 0o666)
     listener.listen()
     listener.settimeout(30)
-    program, mode = SAYS[language], "executor-functions" if network == "bridge" else "none"
+    program, mode = SAYS[language], "executor-functions" if network == "bridge" else network
     host = {"NetworkMode": mode, "Binds": [f"{folder}:/floor:ro"]}
     body = {"Image": image, "Entrypoint": program[:1], "Cmd": program[1:], "HostConfig": host}
     begun = time.perf_counter()
@@ -359,44 +210,6 @@ def docker_floor(image, language, network):
     engine.ask("DELETE", f"/v1.41/containers/{identity}?force=1")
     shutil.rmtree(folder)
     return spent
-
-
-KEYS = """
-math.randomseed(os.time())
-request = function() return wrk.format("GET", "{path}?id=" .. math.random(1, {keys})) end
-"""
-
-
-def state(b):
-    """Number 4: state on SQLite, durable, next to the same without state."""
-    copies = {
-        name: ((entry, code), manifest(runtime, entry, "concurrency = 64", "max-instances = 1", "[state]", 'key = "{query.id}"'))
-        for name, (runtime, entry, code) in STATEFUL.items()
-    }
-    copies["hello"] = (os.path.join(ROOT, "functions", "hello"), HELLO)
-    _, port, secret = b.executor(b.functions("state", copies))
-    scripts = {name: KEYS.format(path=f"/{name}", keys=10_000) for name in ("counter-node", "hello")}
-    for name, script in scripts.items():
-        b.wrk(port, "/", secret, script=script, seconds=2)
-    get(port, "/reader?id=k", secret, "POST", b"")
-    rates = {"state, 10,000 keys": [], "stateless": [], "state, one hot key": []}
-    reads, plain = [], []
-    for _ in range(b.args.rounds):
-        rates["state, 10,000 keys"].append(b.wrk(port, "/", secret, script=scripts["counter-node"])[0])
-        rates["stateless"].append(b.wrk(port, "/", secret, script=scripts["hello"])[0])
-        rates["state, one hot key"].append(b.wrk(port, "/counter-node?id=hot", secret)[0])
-        reads.append(b.wrk(port, "/reader?id=k", secret, connections=1, seconds=1)[1])
-        plain.append(b.wrk(port, "/hello", secret, connections=1, seconds=1)[1])
-    rows = [(name, f"{spread(values)} requests/s") for name, values in rates.items()]
-    ratios = [x / y for x, y in zip(rates["state, 10,000 keys"], rates["stateless"])]
-    rows.append(("state / stateless", f"{spread(ratios, 2)}x   aim 0.5x"))
-    rows.append(("reading 1 KiB adds, one connection", f"{median(reads) - median(plain):+.0f} us to {median(plain):.0f} us"))
-    table(f"4. state, {CONNECTIONS} connections", rows)
-
-
-def status(pid, field, file="status"):
-    with open(f"/proc/{pid}/{file}") as text:
-        return int(re.search(rf"^{field}:\s+(\d+) kB", text.read(), re.M).group(1)) / 1024
 
 
 def memory(b):
@@ -420,7 +233,127 @@ def memory(b):
     table("5. memory", rows)
 
 
-PARTS = {"warm": warm, "cold": cold, "state": state, "memory": memory}
+JSON_CALL = """
+wrk.method = "POST"
+wrk.body = '{body}'
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Accept"] = "application/json"
+wrk.headers["Authorization"] = "Bearer {key}"
+"""
+START = 'cp /tmp/code.tar.gz /mnt/code/code.tar.gz && nohup helpers/start.sh "bash helpers/server.sh"'
+IMAGE = "executor/node:bench"
+
+
+def ask(port, method, path, key, document=None):
+    """A request of the executor API with JSON in and out."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"authorization": f"Bearer {key}", "accept": "application/json", "content-type": "application/json"}
+    connection.request(method, path, json.dumps(document or {}), headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    if answer.status >= 300:
+        sys.exit(f"{method} {path}: {answer.status} {content.decode(errors='replace')}")
+    return json.loads(content) if content else None
+
+
+def address(container):
+    template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    return subprocess.check_output(["docker", "inspect", "-f", template, container], text=True).strip()
+
+
+def api(b):
+    """Numbers 6 and 7: the executor API, warm, and from nothing to the first answer."""
+    if not docker_answers():
+        sys.exit("the executor API needs Docker")
+    subprocess.run([BINARY, "image", "node", "--tag", IMAGE], check=True, capture_output=True)
+    hello = os.path.join(ROOT, "functions", "hello")
+    source = os.path.join(b.dir, "hello.tar.gz")
+    subprocess.run(["tar", "-C", hello, "-czf", source, "index.mjs"], check=True)
+    functions = b.functions("api", {"hello": (hello, HELLO)})
+    key, host = "bench", f"bench{os.getpid()}"
+    _, port, secret = b.executor(functions, "--admin-secret", key, "--api-hostname", host, adapter="docker")
+    order = {
+        "image": IMAGE,
+        "source": source,
+        "entrypoint": "index.mjs",
+        "variables": {"GREETING": "Hello"},
+        "runtimeEntrypoint": START,
+        "timeout": 30,
+    }
+    path = "/v1/runtimes/warm/executions"
+    answer = ask(port, "POST", path, key, order)
+    if "Hello" not in answer["body"]:
+        sys.exit(f"the function answered {answer}")
+    own = ask(port, "GET", "/v1/runtimes/warm", key)["key"]
+    container = address(f"{host}-warm")
+    get(port, "/hello", secret)
+    bodies = {"logging on": "{}", "logging off": '{"logging":false}'}
+    scripts = {name: JSON_CALL.format(body=body, key=key) for name, body in bodies.items()}
+    quiet = 'wrk.headers["x-open-runtimes-logging"] = "disabled"'
+    direct = "its own port 3000, logging off"
+    rates = {name: [] for name in ["plain call", "API, logging on", "API, logging off", direct]}
+    for _ in range(b.args.rounds):
+        rates["plain call"].append(b.wrk(port, "/hello", secret)[0])
+        for name, script in scripts.items():
+            rates[f"API, {name}"].append(b.wrk(port, path, script=script)[0])
+        rates[direct].append(b.wrk(3000, "/", own, script=quiet, host=container)[0])
+
+    def ratio(name, to):
+        return f"{median(x / y for x, y in zip(rates[name], rates[to])):.2f}x"
+
+    rows = [(name, f"{spread(values)} requests/s") for name, values in rates.items()]
+    rows += [
+        ("API, logging off / plain call", ratio("API, logging off", "plain call") + "   aim 0.6x"),
+        ("API, logging on / plain call", ratio("API, logging on", "plain call") + "   aim 0.6x"),
+        ("API, logging off / its own port", ratio("API, logging off", direct)),
+    ]
+    table(f"6. the executor API, JSON, {CONNECTIONS} connections", rows)
+    ask(port, "DELETE", "/v1/runtimes/warm", key)
+    floor, ours = [], []
+    for n in range(max(b.args.rounds, 7)):
+        floor.append(docker_floor(IMAGE, "node", "openruntimes-runtimes"))
+        ours.append(timed(lambda: ask(port, "POST", f"/v1/runtimes/cold{n}/executions", key, order)))
+        ask(port, "DELETE", f"/v1/runtimes/cold{n}", key)
+    added = f"{median(ours) - median(floor):+.0f}"
+    what = "create and start a container whose language connects to a socket"
+    text = f"{spread(ours)} ms; floor {spread(floor)} ms ({what}); added {added} ms   aim +40"
+    table("7. create and first execution through the API", [("node", text)])
+
+
+def unpack(b):
+    """Number 8: unpacking an artifact of 5,000 files, next to tar."""
+    tree = os.path.join(b.dir, "tree")
+    for n in range(5000):
+        folder = os.path.join(tree, f"node_modules/p{n // 50}")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, f"f{n}.js"), "w") as file:
+            file.write(f"// {n}\n" + "module.exports = 1;\n" * (n % 200))
+    archive = os.path.join(b.dir, "tree.tar.gz")
+    subprocess.run(["tar", "-C", tree, "-czf", archive, "."], check=True)
+    ours, tar = [], []
+    for n in range(max(b.args.rounds, 7)):
+        folder = os.path.join(b.dir, f"tar{n}")
+        os.makedirs(folder)
+        tar.append(timed(lambda: subprocess.run(["tar", "-C", folder, "-xzf", archive], check=True)))
+        shutil.rmtree(folder)
+        root = os.path.join(b.dir, f"ours{n}")
+        for part in ("mnt/code", "mnt/telemetry", "usr/local/server/src/function"):
+            os.makedirs(os.path.join(root, part))
+        shutil.copy(archive, os.path.join(root, "mnt/code/code.tar.gz"))
+        environment = {**os.environ, "EXECUTOR_LIFECYCLE_ROOT": root}
+        subprocess.run([BINARY, "lifecycle", "start", "true"], check=True, env=environment, capture_output=True)
+        with open(os.path.join(root, "mnt/telemetry/timings.txt")) as file:
+            ours.append(float(re.search(r"extract=([\d.]+)", file.read()).group(1)) * 1e3)
+        if len(os.listdir(os.path.join(root, "usr/local/server/src/function/node_modules"))) != 100:
+            sys.exit("not everything was unpacked")
+        shutil.rmtree(root)
+    ratio = median(x / y for x, y in zip(ours, tar))
+    rows = [("executor", f"{spread(ours)} ms"), ("tar -xzf", f"{spread(tar)} ms"), ("ratio", f"{ratio:.2f}x   aim 1.2x")]
+    table("8. unpacking 5,000 files", rows)
+
+
+PARTS = {"warm": warm, "cold": cold, **state.PARTS, "memory": memory, "api": api, "unpack": unpack}
 
 
 def main():
