@@ -18,10 +18,15 @@ export default function ({ req, res, log, state }) {
   }
   const fail = (status, error, headers) => res.json({ error }, status, headers);
   const save = (status) => {
-    state.set({ ...cart, items: Object.fromEntries(items) });
     // Set and cancelled in the same commit as the cart; a name has one timer, so this one replaces an earlier one.
-    if (items.size > 0) state.schedule('remind', { after: req.query.remind ?? PATIENCE });
-    else state.cancel('remind');
+    // It comes first, because a ?remind= that is no duration must leave the cart as it was.
+    try {
+      if (items.size > 0) state.schedule('remind', { after: req.query.remind ?? PATIENCE });
+      else state.cancel('remind');
+    } catch (error) {
+      return fail(422, error.message);
+    }
+    state.set({ ...cart, items: Object.fromEntries(items) });
     return show(status);
   };
   const show = (status) => {

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 MS_YEARS = 10 * 365 * 86_400_000
 SAFE = 2**53 - 1
 STATE_LIMIT = 400  # bytes, where a group says LITTLE
+MOST_OPERATIONS = 10_000
+PAYLOAD = 65_536  # bytes
+TYPE = 128  # bytes
 LITTLE = {"response": 1_048_576, "state": STATE_LIMIT, "events": 3, "timers": 2}
 READ_ONLY = "this request is read-only: its method is listed in [state] shared"
 OK = None  # of a step that gives nothing
@@ -80,6 +83,16 @@ def emit(*events, **more):
 
 def merge(*operations, **more):
     return {"action": "merge", "operations": list(operations), **more}
+
+
+def size(*events):
+    """Bytes of the array."""
+    data = [{"type": t, "data": d} for t, d in events]
+    return len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def deep(levels):
+    return json.loads("[" * levels + "1" + "]" * levels)
 
 
 def at(text, ms):
@@ -186,8 +199,15 @@ TIMERS = [
     Case("kept as it was then", [["scheduleThenChange", "t", {"after": 1}, {"a": 1}]], change=keep(timers=[timer("t", {"a": 1}, after=1000)])),
     Case("no JSON", [["schedule", "t", {"after": 1}, {"$": name}] for name in ("nan", "circular", "function", "bytes")], [T("payload")] * 4),
     Case("100 deep", [["schedule", "t", {"after": 1}, {"$deep": 100}], ["read", "version"]], [OK, 0],
-         change=keep(timers=[timer("t", json.loads("[" * 100 + "1" + "]" * 100), after=1000)])),
+         change=keep(timers=[timer("t", deep(100), after=1000)])),
     Case("101 deep", [["schedule", "t", {"after": 1}, {"$deep": 101}]], [T("100 deep")]),
+    Case("a payload at the limit", [["schedule", "t", {"after": 1}, {"$long": PAYLOAD // 2 - 1, "of": "ü"}]],
+         change=keep(timers=[timer("t", "ü" * (PAYLOAD // 2 - 1), after=1000)])),
+    Case("a payload above", [["schedule", "t", {"after": 1}, 1], ["schedule", "t", {"after": 2}, {"$long": PAYLOAD // 2 - 1, "of": "ü"}],
+                             ["schedule", "t", {"after": 3}, {"$long": PAYLOAD - 1}]],
+         [OK, OK, R("state.schedule: a payload has at most 65536 bytes, this one has 65537; keep more in the state")],
+         keep(timers=[timer("t", "ü" * (PAYLOAD // 2 - 1), after=2000)])),
+    Case("no payload", [["schedule", "t", {"after": 1}]], change=keep(timers=[timer("t", None, after=1000)])),
     Case("brackets in text", [["schedule", "t", {"after": 1}, "[\\\"" * 101]], change=keep(timers=[timer("t", "[\\\"" * 101, after=1000)])),
     Case("cancelled", [["cancel", "t"]], change=keep(timers=[cancelled("t")])),
     Case("the last counts", [["schedule", "a", {"after": 1}], ["schedule", "b", {"after": 1}], ["cancel", "a"], ["cancel", "c"],
@@ -229,6 +249,9 @@ EVENTS = [
          [OK, {"list": [1, 2]}, OK, OK, {"list": [1, 2, 3]}], emit(("added", 3)), events=ADDED),
     Case("unknown to emit", [["emit", "gone", 1], ["emit", "toString", 1], ["emit", "__proto__", 1], ["get"]],
          [R('no function "gone"; it has added, replaced, counted'), R("toString"), R("__proto__"), {}]),
+    Case("types at the limit and above", [["emit", "t" * TYPE], ["emit", "t" * (TYPE + 1)], ["emit", "ü" * (TYPE // 2)], ["emit", "ü" * (TYPE // 2) + "t"],
+                                          ["emit", ""], ["get"]],
+         [R("no function"), R("1 to 128 bytes of UTF-8, this one has 129"), R("no function"), R("this one has 129"), R("this one has 0"), {}]),
     Case("unknown and handed over", [["get"]], events=[("gone", 1)], fault='the stored event "gone" has no function in events'),
     Case("raises in emit", [["emit", "added", 3], ["emit", "broken", 1], ["get"], ["emit", "counted"], ["get"]],
          [OK, E('the event "broken" could not be folded: cannot'), {"list": [1, 2, 3]}, OK, {"list": [1, 2, 3], "n": 1}],
@@ -237,7 +260,7 @@ EVENTS = [
     Case("asynchronous", [["emit", "waits", 1], ["get"]], [E("its function is asynchronous"), {}]),
     Case("not JSON", [["emit", "added", {"$": name}] for name in ("nan", "circular", "function", "bytes", "lone")] + [["get"]],
          [*[T("state.emit")] * 5, {}]),
-    Case("100 deep", [["emit", "counted", {"$deep": 100}]], change=emit(("counted", json.loads("[" * 100 + "1" + "]" * 100)))),
+    Case("100 deep", [["emit", "counted", {"$deep": 100}]], change=emit(("counted", deep(100)))),
     Case("101 deep", [["emit", "counted", {"$deep": 101}]], [T("100 deep")]),
     Case("a type is text", [["emit", 5, 1]], [T("the type of an event is a str")]),
     Case("set and delete", [["set", 1], ["delete"], ["increment"]], [E("emit(type, data)")] * 3),
@@ -285,6 +308,26 @@ LITTLE_EVENTS = [  # every 4
          fault="the folded state has 422 bytes, the limit is 400"),
     Case("a snapshot above when only read", [["read", "version"]], [1], events=[("added", "x" * 100)] * 4,
          logs=("the folded state has 422 bytes, the limit is 400",)),
+]  # fmt: skip
+
+LONG, ROOM = ("counted", "ü" * 60), STATE_LIMIT - size(("counted", "ü" * 60)) - size(("counted", ""))
+BIG_EVENTS = [  # every 100; what was handed over and is emitted has STATE_LIMIT bytes, or one more
+    Case("bytes at the bound", [["emit", "counted", {"$long": ROOM}]], change=emit(("counted", "x" * ROOM)), events=[LONG]),
+    Case("bytes above", [["emit", "counted", {"$long": ROOM + 1}]], change=emit(("counted", "x" * (ROOM + 1)), snapshot={"n": 2}), events=[LONG]),
+    Case("at the bound, onto a snapshot", [["emit", "counted", {"$long": ROOM}]], change=emit(("counted", "x" * ROOM)),
+         value={"n": 3, "pad": "ü" * 100}, events=[LONG]),
+    Case("above, onto a snapshot", [["emit", "counted", {"$long": ROOM + 1}]],
+         change=emit(("counted", "x" * (ROOM + 1)), snapshot={"n": 5, "pad": "ü" * 100}), value={"n": 3, "pad": "ü" * 100}, events=[LONG]),
+    Case("emitted alone", [["emit", "counted", {"$long": STATE_LIMIT - size(("counted", ""))}]],
+         change=emit(("counted", "x" * (STATE_LIMIT - size(("counted", "")))))),
+    Case("only handed over, at the bound", [["get"]], [{"n": 1}], events=[("counted", "x" * (STATE_LIMIT - size(("counted", ""))))]),
+    Case("only handed over, above", [["get"]], [{"n": 1}], emit(snapshot={"n": 1}),
+         events=[("counted", "x" * (STATE_LIMIT - size(("counted", "")) + 1))]),
+    Case("not in a read-only call", [["get"]], [{"n": 1}], events=[("counted", "x" * STATE_LIMIT)], head={"readonly": True}),
+    Case("too large when only read", [["read", "version"]], [1], events=[("added", "x" * STATE_LIMIT)],
+         logs=("the folded state has 413 bytes, the limit is 400",)),
+    Case("too large when emitted", [["emit", "counted"]], events=[("added", "x" * STATE_LIMIT)],
+         fault="the folded state has 419 bytes, the limit is 400"),
 ]  # fmt: skip
 
 MIGRATED = [  # version 3
@@ -363,7 +406,11 @@ def sets(removes):
         Case("a copy", [["addThenChange", {"a": 1}], ["get"]], [OK, [{"a": 1}]], merge(add({"a": 1}))),
         Case("not JSON", [["add", {"$": name}] for name in ("nan", "circular", "function", "bytes", "lone", "nothing")] + [["get"]],
              [*[T("state.add")] * 6, []]),
-        Case("101 deep", [["add", {"$deep": 101}], ["has", {"$deep": 101}]], [T("100 deep")] * 2),
+        Case("64 deep", [["add", {"$deep": 64}], ["has", {"$deep": 64}], ["has", {"$deep": 63}]], [OK, True, False], merge(add(deep(64)))),
+        Case("65 deep", [["add", {"$deep": 65}], ["add", {"a": {"$deep": 64}}], ["has", {"$deep": 65}], ["get"]], [*[T("64 deep")] * 3, []]),
+        Case("numbers like a double", [["add", {"$": "large"}], ["add", "1" * 400]], change=merge(add(10**308), add("1" * 400)), only="python"),
+        Case("numbers beyond", [["add", {"$": "huge"}], ["add", [{"a": {"$": "huge"}}]], ["get"]], [*[R("beyond what a double holds")] * 2, []],
+             only="python"),
         Case("others", [["set", 1], ["delete"], ["emit", "a"], ["enable"]], [E("which offers add(v)")] * 4),
         Case("read-only", [["add", 1], ["get"]], [E(READ_ONLY), []], head={"readonly": True}),
     ]  # fmt: skip
@@ -387,6 +434,9 @@ REGISTER = [
          merge({"op": "set", "v": {"a": 1}}, {"op": "set", "v": None})),
     Case("a copy", [["changeGot"], ["get"]], [OK, {"list": []}], value={"value": {"list": []}}),
     Case("not JSON", [["set", {"$": "nan"}], ["set", {"$": "nothing"}], ["get"]], [T("state.set"), T("state.set"), 1], value={"value": 1}),
+    Case("64 deep", [["set", {"$deep": 64}], ["set", {"$deep": 65}]], [OK, T("state.set: nested more than 64 deep")],
+         merge({"op": "set", "v": deep(64)})),
+    Case("a number beyond a double", [["set", {"$": "huge"}]], [R("state.set: the number 1000")], only="python"),
     Case("others", [["delete"], ["emit", "a"], ["read", "value"]], [E("which offers set(v), get()")] * 3),
     Case("read-only", [["set", 1]], [E(READ_ONLY)], head={"readonly": True}),
 ]  # fmt: skip
@@ -457,8 +507,16 @@ MAP = [
          [*[E("which offers entry(name, type)")] * 3, E("it is a flag, which offers enable()"), E("it is a lww-register")]),
     Case("wrong values", [["on", "a", "g-counter", "increment", -1], ["on", "a", "g-set", "add", {"$": "nan"}], ["read", "keys"]],
          [R("only grows"), T("entry("), []]),
+    Case("65 deep", [["on", "a", "g-set", "add", {"$deep": 65}], ["on", "a", "g-set", "add", {"$deep": 64}]], [T("64 deep"), OK],
+         merge(do("a", "g-set", op="add", v=deep(64)))),
     Case("read-only", [["on", "a", "flag", "enable"], ["delete", "none"], ["on", "a", "or-set", "remove", 1], ["read", "keys"]],
          [E(READ_ONLY), E(READ_ONLY), E(READ_ONLY), []], head={"readonly": True}),
+]  # fmt: skip
+
+MANY = [  # flag
+    Case("operations at the limit", [["repeat", MOST_OPERATIONS, "enable"]], change=merge(*[{"op": "enable"}] * MOST_OPERATIONS)),
+    Case("operations above", [["repeat", MOST_OPERATIONS, "enable"], ["enable"], ["get"]], [OK, R("one call may make 10000 operations"), True],
+         merge(*[{"op": "enable"}] * MOST_OPERATIONS)),
 ]  # fmt: skip
 
 LITTLE_CRDT = [  # or-set
@@ -511,6 +569,7 @@ GROUPS = [
     ], {"INITIAL": '{"list":[0]}'}),
     Group("snapshots", model("events", every=4), SNAPSHOTS),
     Group("limits of events", model("events", every=4), LITTLE_EVENTS, limits=LITTLE),
+    Group("snapshots of large events", model("events", every=100), BIG_EVENTS, limits=LITTLE),
     Group("migrated events", model("events", version=2, every=4), MIGRATED_EVENTS, {"MIGRATE": "sync"}),
     Group("events migrated while they wait", model("events", version=2, every=4), MIGRATED_EVENTS, {"MIGRATE": "async"}),
     Group("migrate raises for events", model("events", version=2), [
@@ -528,4 +587,5 @@ GROUPS = [
     Group("vote", crdt("vote"), VOTE),
     Group("or-map", crdt("or-map"), MAP),
     Group("limits of crdt", crdt("or-set"), LITTLE_CRDT, limits=LITTLE),
+    Group("many operations", crdt("flag"), MANY, limits={**LITTLE, "state": 1_000_000}),
 ]  # fmt: skip

@@ -24,9 +24,9 @@ LIMITS = {"response": 1_048_576, "state": 100_000, "events": 1_000, "timers": 10
 class Host:
     """One worker with one function. `ready` or `failed` holds what it answered to INIT."""
 
-    def __init__(self, language, entrypoint, state, env=None, limits=None, info_only=False):
+    def __init__(self, language, entrypoint, state, env=None, limits=None, info_only=False, source=FUNCTIONS):
         self.folder = Path(tempfile.mkdtemp(prefix="workers-"))
-        for file in FUNCTIONS.iterdir():
+        for file in source.iterdir():
             if file.is_file():
                 shutil.copy(file, self.folder)
         self.pending = b""
@@ -68,8 +68,8 @@ class Host:
         self.failed = answer if kind == FAILED else None
         assert kind in (READY, FAILED), kind
 
-    def call(self, steps, state=None, data=b"", path="/"):
-        """Sends a CALL: → its number."""
+    def call(self, steps, state=None, data=b"", path="/", **more):
+        """Sends a CALL with `steps` as its JSON body: → its number. `more` of its head."""
         self.calls += 1
         head = {
             "id": f"request-{self.calls}",
@@ -81,6 +81,7 @@ class Host:
             "query": "",
             "headers": {},
             "timeout": 15_000,
+            **more,
         }
         if state is not None:
             head["state"] = {"key": "k", "version": 0, "kind": "none", **state, "length": len(data)}

@@ -13,8 +13,12 @@ const { own, State, FINISH, EXTRAS, opened, refuseOthers, jsonText, nameText, sh
 
 const VIEW = Symbol('view'), CHANGE = Symbol('change'), OPEN = Symbol('open'), WHAT = Symbol('what');
 const SAFE = Number.MAX_SAFE_INTEGER;
+const DEPTH = 64;                    // of a value; the host keeps none that is deeper
+const MOST = 10_000;                 // operations of one call
 
 // ---------------------------------------------------------------- values
+
+function valueText(value, what) { return jsonText(value, what, DEPTH); }
 
 // The same text for values that are equal as JSON.
 function canonical(text) { return text[0] === '{' || text[0] === '[' ? sorted(JSON.parse(text)) : text; }
@@ -55,9 +59,9 @@ const counter = (grows) => (Parent) => {
 const set = (grows) => (Parent) => {
   class Members extends Parent {
     get values() { return JSON.parse(`[${[...this[VIEW]().values()].join(',')}]`); }
-    has(value) { return this[VIEW]().has(canonical(jsonText(value, `${this[WHAT]()}.has`))); }
+    has(value) { return this[VIEW]().has(canonical(valueText(value, `${this[WHAT]()}.has`))); }
     add(value) {
-      const text = jsonText(value, `${this[WHAT]()}.add`), key = canonical(text);
+      const text = valueText(value, `${this[WHAT]()}.add`), key = canonical(text);
       this[CHANGE](`{"op":"add","v":${text}}`, (view) => { if (!view.has(key)) view.set(key, text); });
     }
   }
@@ -65,7 +69,7 @@ const set = (grows) => (Parent) => {
   return class extends Members {
     remove(value) {
       this[OPEN]();
-      const text = jsonText(value, `${this[WHAT]()}.remove`), key = canonical(text);
+      const text = valueText(value, `${this[WHAT]()}.remove`), key = canonical(text);
       if (this[VIEW]().has(key)) this[CHANGE](`{"op":"remove","v":${text}}`, (view) => { view.delete(key); });
     }
   };
@@ -73,7 +77,7 @@ const set = (grows) => (Parent) => {
 
 const register = (Parent) => class extends Parent {
   set(value) {
-    const text = jsonText(value, `${this[WHAT]()}.set`);
+    const text = valueText(value, `${this[WHAT]()}.set`);
     this[CHANGE](`{"op":"set","v":${text}}`, (view) => { view.text = text; });
   }
 };
@@ -154,6 +158,7 @@ class Whole extends State {
   [CHANGE](operation, apply) {
     opened(this.#call);
     const view = this[VIEW](), bytes = this.#bytes + Buffer.byteLength(operation) + 1;
+    if (this.#operations.length >= MOST) throw new RangeError(`one call may make ${MOST} operations; leave the rest to the next`);
     if (bytes > own.limits.state) throw new RangeError(`the operations of this call have ${bytes} bytes, the limit is ${own.limits.state}`);
     this.#bytes = bytes;
     this.#operations.push(operation);

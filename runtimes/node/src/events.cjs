@@ -12,6 +12,8 @@
 
 const { own, State, PREPARE, FINISH, EXTRAS, opened, outdated, migrated, refuseOthers, jsonText, show } = require('./state.cjs');
 
+const TYPE = 128;          // bytes of a type that the host keeps
+
 const folds = new Map();
 let initial = '{}';
 
@@ -22,10 +24,19 @@ function open(events, first) {
   if (typeof events !== 'object' || Array.isArray(events)) return `events is not an object: ${hint}.`;
   for (const [type, fold] of Object.entries(events)) {
     if (typeof fold !== 'function') return `events[${show(type)}] is not a function: ${hint}.`;
+    const wrong = wrongType(type);
+    if (wrong !== undefined) return `events[${show(type)}]: ${wrong}: rename it.`;
     folds.set(type, fold);
   }
   try { initial = jsonText(first === undefined ? {} : first, 'initial'); } catch (error) { return `${error.message}: initial is the state before the first event, as JSON can hold it.`; }
   return undefined;
+}
+
+// Why nobody can emit it, or undefined.
+function wrongType(type) {
+  if (!type.isWellFormed()) return 'the type of an event must not hold half of a surrogate pair';
+  const bytes = Buffer.byteLength(type);
+  return bytes < 1 || bytes > TYPE ? `the type of an event has 1 to ${TYPE} bytes of UTF-8, this one has ${bytes}` : undefined;
 }
 
 function step(state, type, data) {
@@ -99,7 +110,9 @@ class Events extends State {
   emit(type, data = null) {
     opened(this.#call);
     if (typeof type !== 'string') throw new TypeError(`state.emit: the type of an event is a string, not ${show(type)}`);
-    if (!folds.has(type)) throw new RangeError(`state.emit: events has no function ${show(type)}; it has ${[...folds.keys()].join(', ') || 'none'}`);
+    if (!folds.has(type)) {
+      throw new RangeError(`state.emit: ${wrongType(type) ?? `events has no function ${show(type)}; it has ${[...folds.keys()].join(', ') || 'none'}`}`);
+    }
     if (this.#emitted.length >= own.limits.events) throw new RangeError(`state.emit: one call may emit ${own.limits.events} events; put more into each`);
     const json = jsonText(data, 'state.emit');
     const text = `{"type":${jsonText(type, 'state.emit')},"data":${json}}`;
@@ -119,10 +132,15 @@ class Events extends State {
     this.#call.entity = this;
   }
   [FINISH]() {
-    if (this.#call.head.state.readonly === true) return;
+    const { readonly, kind, length, snapshot: before = 0 } = this.#call.head.state;
+    if (readonly === true) return;
     const emitted = this.#emitted.length, { snapshot_every: every } = own.declared;
+    // A few large events are as long to hand over as many small ones.
+    const bytes = length - before + (emitted > 0 ? this.#bytes : 0);
     let snapshot = '';
-    if (this.#migrated || (every > 0 && this.#count + emitted >= every)) snapshot = this.#snapshot(emitted > 0 || this.#migrated);
+    if (this.#migrated || (every > 0 && this.#count + emitted >= every) || bytes > own.limits.state) {
+      snapshot = this.#snapshot(emitted > 0 || this.#migrated);
+    }
     let change;
     if (emitted > 0 || snapshot !== '') {
       const events = `[${this.#emitted.join(',')}]`, n = Buffer.byteLength(snapshot);
@@ -130,7 +148,7 @@ class Events extends State {
       if (n > 0) change.snapshot = n;
       this.#call.stored = snapshot + events;
     }
-    const stored = emitted > 0 || this.#count > 0 || this.#call.head.state.kind !== 'none';
+    const stored = emitted > 0 || this.#count > 0 || kind !== 'none';
     this.#call.change = this[EXTRAS](change, stored);
   }
   // Too large: a call that only reads can be answered without one.

@@ -19,6 +19,7 @@ const EXTRAS = Symbol('extras');
 const YEARS = 10 * 365 * 86_400_000; // ms; the longest duration
 const UNITS = { ms: 1, s: 1_000, m: 60_000, min: 60_000, h: 3_600_000, d: 86_400_000 };
 const DEPTH = 100;                   // of nested JSON; what the host reads has a bound near 128
+const PAYLOAD = 65_536;              // bytes of a timer's payload that the host keeps
 const NAMES = [
   'get', 'set', 'delete', 'emit', 'value', 'increment', 'decrement', 'values', 'add', 'has', 'remove', 'enable', 'vote',
   'tally', 'entry', 'keys',
@@ -41,26 +42,26 @@ function show(value) {
 }
 
 // JSON text of what the host reads as JSON: it must hold neither half of a surrogate pair nor a tower of brackets.
-function jsonText(value, what) {
+function jsonText(value, what, most = DEPTH) {
   if (typeof value === 'number' && !Number.isFinite(value)) throw new TypeError(`${what}: JSON has no ${value}`);
   if (own.bytesOf(value) !== undefined) throw new TypeError(`${what}: bytes are not JSON; give them as text, say in base64`);
   let text;
   try { text = JSON.stringify(value); } catch (error) { throw new TypeError(`${what}: not JSON: ${error.message}`); }
   if (text === undefined) throw new TypeError(`${what}: JSON has no ${typeof value}`);
   if (text.includes('\\ud') && /(?<!\\)(?:\\\\)*\\ud[89a-f]/.test(text)) throw new TypeError(`${what}: text with half of a surrogate pair`);
-  if (tooDeep(text)) throw new TypeError(`${what}: nested more than ${DEPTH} deep`);
+  if (tooDeep(text, most)) throw new TypeError(`${what}: nested more than ${most} deep`);
   return text;
 }
 
-function tooDeep(text) {
-  if (text.length <= 2 * DEPTH) return false;
+function tooDeep(text, most) {
+  if (text.length <= 2 * most) return false;
   let depth = 0, quoted = false;
   for (let at = 0; at < text.length; at++) {
     const c = text.charCodeAt(at);
     if (c === 92) at++;                                          // \
     else if (c === 34) quoted = !quoted;                         // "
     else if (quoted) continue;
-    else if (c === 91 || c === 123) { if (++depth > DEPTH) return true; }
+    else if (c === 91 || c === 123) { if (++depth > most) return true; }
     else if (c === 93 || c === 125) depth--;
   }
   return false;
@@ -149,7 +150,11 @@ class State {
     opened(this.#call);
     timerName(name, 'state.schedule');
     const { after, at } = due(when);
-    this.#timer({ name, after, at, payload: jsonText(payload, 'state.schedule: payload') }, 'state.schedule');
+    const text = jsonText(payload, 'state.schedule: payload'), bytes = Buffer.byteLength(text);
+    if (bytes > PAYLOAD) {
+      throw new RangeError(`state.schedule: a payload has at most ${PAYLOAD} bytes, this one has ${bytes}; keep more in the state`);
+    }
+    this.#timer({ name, after, at, payload: text }, 'state.schedule');
   }
   cancel(name) {
     opened(this.#call);

@@ -29,7 +29,8 @@ const LOG_MAX = 8_001;             // one more than the host keeps, so that it s
 const BACKLOG = 16 * 1_048_576;    // unsent bytes above which log lines are dropped
 const LINGER = 1;                  // ms of work after which finished answers are sent, not kept for a shared write
 const NONE = Object.freeze({});
-const JSON_ONLY = Object.freeze({ 'content-type': 'application/json' });
+const JSON_TYPE = 'application/json';
+const JSON_ONLY = Object.freeze({ 'content-type': JSON_TYPE });
 const EMPTY = Buffer.alloc(0);
 const HOOKS = ['init', 'start', 'stop', 'migrate'];
 const OWN = [__filename, ...['state', 'events', 'crdt'].map((name) => `${__dirname}/${name}.cjs`)];
@@ -281,20 +282,22 @@ class Response {
   }
 }
 
+// Into headers of our own.
 function typed(headers, name, value, override) {
   for (const key of Object.keys(headers)) {
     if (key.toLowerCase() !== name) continue;
     if (!override) return headers;
-    headers = { ...headers };
     delete headers[key];
   }
-  return { ...headers, [name]: value };
+  headers[name] = value;
+  return headers;
 }
 
+// A copy: what the function writes into an answer's headers must go out with no other answer.
 function plainHeaders(headers) {
-  if (headers === NONE || headers === null) return NONE;
+  if (headers === NONE || headers === null) return {};
   if (typeof headers !== 'object') throw new TypeError('headers must be an object');
-  if (typeof headers[Symbol.iterator] !== 'function') return headers;
+  if (typeof headers[Symbol.iterator] !== 'function') return { ...headers };
   const all = {};       // Headers, Map, list of pairs: a repeated name becomes a list
   for (const [key, value] of headers) all[key] = key in all ? [].concat(all[key], value) : value;
   return all;
@@ -323,14 +326,14 @@ const res = Object.freeze({
   json(value, status = 200, headers = NONE) {
     const body = JSON.stringify(value);
     if (body === undefined) throw new TypeError(`res.json: JSON has no ${typeof value}`);
-    return new Response(body, status, headers === NONE ? JSON_ONLY : typed(plainHeaders(headers), 'content-type', 'application/json', false));
+    return new Response(body, status, headers === NONE ? { 'content-type': JSON_TYPE } : typed(plainHeaders(headers), 'content-type', JSON_TYPE, false));
   },
   binary(bytes, status = 200, headers = NONE) {
     const body = bytesOf(bytes);
     if (body === undefined) throw new TypeError('res.binary: the body must be a Buffer, a typed array or an ArrayBuffer');
     return new Response(body, status, plainHeaders(headers));
   },
-  empty: () => new Response('', 204, NONE),
+  empty: () => new Response('', 204, {}),
   redirect: (url, status = 301, headers = NONE) => new Response('', status, typed(plainHeaders(headers), 'location', String(url), true)),
   stream(source, status = 200, headers = NONE) {
     if (typeof source === 'string' || bytesOf(source) !== undefined) source = [source];
@@ -518,15 +521,22 @@ const plainHeads = [], jsonHeads = [];    // by status: most answers need no oth
 function resultHead(call, answer, stream, length) {
   const { statusCode: status, headers } = answer;
   if (!Number.isInteger(status) || status < 200 || status > 999) throw new TypeError(`the status ${inspect(status)} is not an integer from 200 to 999`);
-  const common = headers === NONE ? plainHeads : headers === JSON_ONLY ? jsonHeads : undefined;
+  const common = commonHeads(headers), clean = common === plainHeads ? undefined : common === jsonHeads ? JSON_ONLY : wireHeaders(headers);
   if (common === undefined || stream || call.change !== undefined) {
-    return Buffer.from(JSON.stringify({ status, headers: wireHeaders(headers), stream, length, state: call.change }));
+    return Buffer.from(JSON.stringify({ status, headers: clean, stream, length, state: call.change }));
   }
-  return (common[status] ??= Buffer.from(JSON.stringify({ status, headers: headers === NONE ? undefined : headers })));
+  return (common[status] ??= Buffer.from(JSON.stringify({ status, headers: clean })));
+}
+
+// By what is in them: the function may have written there.
+function commonHeads(headers) {
+  let count = 0;
+  for (const name in headers) if (count++ > 0 || name !== 'content-type') return undefined;
+  if (count === 0) return plainHeads;
+  return headers['content-type'] === JSON_TYPE ? jsonHeads : undefined;
 }
 
 function wireHeaders(headers) {
-  if (headers === NONE || headers === JSON_ONLY) return headers;
   const clean = {};
   for (const [key, value] of Object.entries(headers)) {
     if (value !== undefined && value !== null) clean[key] = Array.isArray(value) ? value.map(String) : String(value);

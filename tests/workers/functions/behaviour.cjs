@@ -1,6 +1,6 @@
 // The function of tests/workers in Node; main.py is the same in Python. The body is a list of steps, the answer a list of outcomes.
 'use strict';
-const { EVENTS = 'good', MIGRATE = '', INITIAL = '', START = '' } = process.env;
+const { EVENTS = 'good', TYPE = '', MIGRATE = '', INITIAL = '', START = '' } = process.env;
 
 let flaky = 0;
 const folds = {
@@ -11,7 +11,9 @@ const folds = {
   async waits() {},
   flaky() { if (++flaky > 1) throw new Error('only once'); },
 };
-const events = { good: folds, none: undefined, list: [], unlike: { added: 1 } }[EVENTS];
+const events = {
+  good: folds, none: undefined, list: [], unlike: { added: 1 }, named: { [TYPE]: folds.counted }, lone: { 'a\ud800': folds.counted },
+}[EVENTS];
 
 const wait = () => new Promise((done) => setTimeout(done, 5));
 const migrations = {
@@ -30,13 +32,13 @@ const circular = [];
 circular.push(circular);
 const special = {
   nan: NaN, infinity: Infinity, circular, function: () => 1, bytes: Buffer.from('bytes'), nothing: undefined, lone: 'a\ud800',
-  slash: 'a\\ud800', whole: 1.0,
+  slash: 'a\\ud800', whole: 1.0, created: 201, shared: { 'x-shared': 'always' }, untold: { toString() { throw new Error('untold'); } },
 };
 function real(value) {
   if (Array.isArray(value)) return value.map(real);
   if (typeof value !== 'object' || value === null) return value;
   if ('$deep' in value) { let deep = 1; for (let n = 0; n < value.$deep; n++) deep = [deep]; return deep; }
-  if ('$long' in value) return 'x'.repeat(value.$long);
+  if ('$long' in value) return (value.of ?? 'x').repeat(value.$long);
   if ('$time' in value) return new Date(value.$time);
   if ('$' in value) return special[value.$];
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, real(v)]));
@@ -70,6 +72,12 @@ async function main({ req, res, state }) {
     return res.stream((async function* later() { for (const step of req.bodyJson) yield JSON.stringify(outcome(state, step)); })());
   }
   if (req.path === '/wrong') { state.emit('added', 1); return 5; }
+  if (req.path === '/body') return res.json([req.body]);
+  if (req.path === '/answer') {
+    const [name, values, headers] = real(req.bodyJson), answer = res[name](...values);
+    for (const [key, value] of Object.entries(headers)) answer.headers[key] = value;
+    return answer;
+  }
   return res.json(req.bodyJson.map((step) => outcome(state, step)));
 }
 

@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 from datetime import datetime
+from http import HTTPStatus
 
 flaky_calls = 0
 
@@ -40,7 +41,8 @@ def replaced(state, data):
 folds = {f.__name__: f for f in (added, replaced, counted, broken, waits, flaky)}
 chosen = os.environ.get("EVENTS", "good")
 if chosen != "none":
-    events = {"good": folds, "list": [], "unlike": {"added": 1}}[chosen]
+    named = {os.environ.get("TYPE"): counted}
+    events = {"good": folds, "list": [], "unlike": {"added": 1}, "named": named, "lone": {"a\ud800": counted}}[chosen]
 
 
 async def migrate_async(old, version):
@@ -86,6 +88,11 @@ if os.environ.get("START"):
         return {}
 
 
+class Untold:
+    def __str__(self):
+        raise ValueError("untold")
+
+
 circular = []
 circular.append(circular)
 special = {
@@ -98,6 +105,11 @@ special = {
     "lone": "a\ud800",
     "slash": "a\\ud800",
     "whole": 1.0,
+    "large": 10**308,
+    "huge": 10**309,
+    "created": HTTPStatus.CREATED,
+    "shared": {"x-shared": "always"},
+    "untold": Untold(),
 }
 
 
@@ -112,7 +124,7 @@ def real(value):
             deep = [deep]
         return deep
     if "$long" in value:
-        return "x" * value["$long"]
+        return value.get("of", "x") * value["$long"]
     if "$time" in value:
         return datetime.fromisoformat(value["$time"])
     if "$" in value:
@@ -199,6 +211,14 @@ def serve(context):
     if req.path == "/wrong":
         state.emit("added", 1)
         return 5
+    if req.path == "/body":
+        return res.json([req.body])
+    if req.path == "/answer":
+        name, values, headers = real(req.body_json)
+        answer = getattr(res, name)(*values)
+        for key, value in headers.items():
+            answer.headers[key] = value
+        return answer
     return res.json([outcome(state, step) for step in req.body_json])
 
 

@@ -115,6 +115,8 @@ class Answer:
     __slots__ = ("body", "chunks", "headers", "status")
 
     def __init__(self, status, headers, body, chunks=None):
+        if type(status) is not int and isinstance(status, int) and not isinstance(status, bool):
+            status = int(status)  # of an enum, say http.HTTPStatus
         if type(status) is not int or not 200 <= status <= 999:
             raise ValueError(f"a status is a number from 200 to 999, not {status!r}")
         self.status = status
@@ -123,7 +125,7 @@ class Answer:
         self.chunks = chunks
 
 
-JSON_HEADERS = {"content-type": "application/json"}  # known by identity in `result_head`
+JSON_TYPE = "application/json"
 
 
 def lowered(headers):
@@ -136,19 +138,22 @@ def lowered(headers):
 
 
 class Responses:
-    """`context.res`. It holds nothing: only what the handler returns is sent."""
+    """`context.res`. It holds nothing: only what the handler returns is sent. Each answer has a dict of headers of its own:
+    what the function writes there must go out with no other answer."""
 
     def text(self, body, status=200, headers=None):
-        return Answer(status, headers and lowered(headers), octets(body))
+        return Answer(status, lowered(headers) if headers else {}, octets(body))
 
     binary = text
 
     def json(self, value, status=200, headers=None):
-        headers = {**JSON_HEADERS, **lowered(headers)} if headers else JSON_HEADERS
-        return Answer(status, headers, dumps(value).encode())
+        own = {"content-type": JSON_TYPE}
+        if headers:
+            own.update(lowered(headers))
+        return Answer(status, own, dumps(value).encode())
 
     def empty(self):
-        return Answer(204, None, b"")
+        return Answer(204, {}, b"")
 
     def redirect(self, url, status=301, headers=None):
         return Answer(status, {**lowered(headers or {}), "location": str(url)}, b"")
@@ -161,7 +166,7 @@ class Responses:
     def stream(self, chunks, status=200, headers=None):
         if not has(chunks, "__aiter__"):
             chunks = iter(chunks)
-        return Answer(status, headers and lowered(headers), b"", chunks)
+        return Answer(status, lowered(headers) if headers else {}, b"", chunks)
 
 
 class NoState:

@@ -10,11 +10,16 @@ Holds  A view is read when it is first used. An operation is checked, then kept,
 """
 
 import json
+import math
+import re
 
 from .context import dumps
 from .state import State, json_text, name_text, refuse_others
 
 SAFE = 2**53 - 1
+DEPTH = 64  # of a value; the host keeps none that is deeper
+MOST = 10_000  # operations of one call
+LONG = re.compile(r"\d{309}", re.ASCII)  # in what may be beyond a double
 dumps_sorted = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode
 
 
@@ -29,9 +34,22 @@ def canonical(text):
     return dumps_sorted(json.loads(text, parse_float=number))
 
 
+def value_text(value, what):
+    """JSON text of a value that the host can keep."""
+
+    def whole(digits):
+        if math.isinf(float(digits)):
+            raise ValueError(f"{what}: the number {digits[:40]}… is beyond what a double holds")
+
+    text = json_text(value, what, DEPTH)
+    if LONG.search(text):
+        json.loads(text, parse_int=whole)
+    return text
+
+
 def member(value, what):
     """→ its text and its canonical text"""
-    text = dumps(json.loads(json_text(value, what), parse_float=number))
+    text = dumps(json.loads(value_text(value, what), parse_float=number))
     return text, canonical(text)
 
 
@@ -114,7 +132,7 @@ class LwwRegister:
     _plain = staticmethod(lambda view: json.loads(view["text"]) if view else None)
 
     def set(self, value):
-        text = json_text(value, f"{self._what()}.set")
+        text = value_text(value, f"{self._what()}.set")
         self._apply(f'{{"op":"set","v":{text}}}', lambda view: view.update(text=text))
 
 
@@ -224,6 +242,8 @@ class Whole(State):
     def _apply(self, operation, change):
         self._open()
         view, size = self._view(), self._bytes + len(operation.encode()) + 1
+        if len(self._operations) >= MOST:
+            raise ValueError(f"one call may make {MOST} operations; leave the rest to the next")
         if size > self._model.limit:
             raise ValueError(f"the operations of this call have {size} bytes, the limit is {self._model.limit}")
         self._bytes = size

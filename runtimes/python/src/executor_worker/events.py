@@ -13,8 +13,9 @@ Fails  An event that cannot be folded before the handler runs fails the call, wi
 import json
 
 from .context import dumps, has, trace
-from .state import State, json_text, refuse_others
+from .state import State, json_text, refuse_others, well_formed
 
+TYPE = 128  # bytes of a type that the host keeps
 HINT = 'write events = {"added": added}, with a function (state, data) for each type of event'
 
 
@@ -28,12 +29,25 @@ def declare(model, function):
     for name, fold in events.items():
         if not isinstance(name, str) or not callable(fold):
             return f"events[{name!r}] is not a function with a str as its name: {HINT}."
+        wrong = wrong_type(name)
+        if wrong:
+            return f"events[{name!r}]: {wrong}: rename it."
     model.folds = dict(events)
     try:
         model.initial = json_text(getattr(function, "initial", {}), "initial")
     except TypeError as error:
         return f"{error}: initial is the state before the first event, as JSON can hold it."
     return None
+
+
+def wrong_type(name):
+    """Why nobody can emit it, or None."""
+    if not well_formed(name):
+        return "the type of an event must not hold half of a surrogate pair"
+    size = len(name.encode())
+    if 1 <= size <= TYPE:
+        return None
+    return f"the type of an event has 1 to {TYPE} bytes of UTF-8, this one has {size}"
 
 
 def quoted(name):
@@ -127,7 +141,8 @@ class Events(State):
             raise TypeError(f"state.emit: the type of an event is a str, not {type!r}")
         if type not in model.folds:
             known = ", ".join(model.folds) or "none"
-            raise ValueError(f"state.emit: events has no function {quoted(type)}; it has {known}")
+            wrong = wrong_type(type) or f"events has no function {quoted(type)}; it has {known}"
+            raise ValueError(f"state.emit: {wrong}")
         if len(self._emitted) >= model.most_events:
             raise ValueError(f"state.emit: one call may emit {model.most_events} events; put more into each")
         payload = json_text(data, "state.emit")
@@ -156,8 +171,10 @@ class Events(State):
         if self._call.head["state"].get("readonly"):
             return
         emitted, every = len(self._emitted), self._model.snapshot_every
+        # A few large events are as long to hand over as many small ones.
+        size = len(self._handed) + (self._bytes if emitted else 0)
         snapshot = b""
-        if self._migrated or (every and self._count + emitted >= every):
+        if self._migrated or (every and self._count + emitted >= every) or size > self._model.limit:
             snapshot = self._snapshot(needed=emitted or self._migrated)
         more = None
         if emitted or snapshot:

@@ -18,7 +18,7 @@ from _thread import allocate_lock
 from collections import deque
 from struct import Struct
 
-from .context import JSON_HEADERS, MAX_TEXT, Answer, dumps, has, octets, trace
+from .context import JSON_TYPE, MAX_TEXT, Answer, dumps, has, lowered, octets, trace
 
 HELLO, INIT, READY, FAILED, CALL, RESULT, ERROR = range(1, 8)
 DATA, END, CREDIT, LOG, CANCEL, STOP, STOPPED = range(8, 15)
@@ -28,6 +28,7 @@ PIECE = 65_536  # of a streamed body
 WINDOW = 262_144  # bytes of DATA before credit is needed; also the size of one read
 BACKLOG = 512  # frames waiting to be sent
 
+JSON_HEADERS = {"content-type": JSON_TYPE}  # of most answers
 NOTHING = "Return statement missing. return context.res.empty() if no response is expected."
 
 # Reads one value at an index: json.loads without its checks, which cost more than a small head.
@@ -304,6 +305,12 @@ class Worker:
             fault = failure("response", f"{len(answer.body)} bytes are over the limit of {self.response_limit}")
         else:
             body, chunks = answer.body, answer.chunks
+            large = chunks is None and len(body) > PIECE
+            try:
+                head = result_head(answer, call, large or chunks is not None, len(body) if large else None)
+            except Exception as raised:  # the function may have written anything into the answer
+                body = chunks = None
+                fault = failure("response", summary(raised), raised)
         if call.partial:
             self.wire.end_lines(call)
         if call.holds and not cancelled and chunks is None:
@@ -312,10 +319,8 @@ class Worker:
             self.wire.post(ERROR, call.number, fault)
             call.number = 0
             return None
-        length = None
-        if chunks is None and len(body) > PIECE:
-            length, chunks, body = len(body), iter((body,)), b""
-        head = result_head(answer, call, chunks is not None, length)
+        if large:
+            chunks, body = iter((body,)), b""
         if call.change:
             body = call.change[2] + body
         header = RESULT_HEADER.pack(9 + len(head) + len(body), RESULT, call.number, len(head))
@@ -393,13 +398,13 @@ class Worker:
 
 def result_head(answer, call, stream, length):
     """The head JSON of RESULT."""
-    change = call.change
+    change, headers = call.change, answer.headers
     if not stream and not change:
-        if not answer.headers:
+        if not headers:
             return b'{"status":%d}' % answer.status
-        if answer.headers is JSON_HEADERS:
+        if headers == JSON_HEADERS:
             return b'{"status":%d,"headers":{"content-type":"application/json"}}' % answer.status
-    head = {"status": answer.status, "headers": answer.headers or {}}
+    head = {"status": answer.status, "headers": lowered(headers) if headers else {}}
     if stream:
         head["stream"] = True
     if length is not None:

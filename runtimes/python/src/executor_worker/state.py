@@ -21,6 +21,7 @@ from .context import dumps, has
 YEARS = 10 * 365 * 86_400_000  # ms; the longest duration
 UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 DEPTH = 100  # of nested JSON; what the host reads has a bound near 128
+PAYLOAD = 65_536  # bytes of a timer's payload that the host keeps
 TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)T((?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?)(?:[.,](\d{1,9}))?(?:Z|([+-])([01]\d|2[0-3]):?([0-5]\d))",
     re.ASCII,
@@ -32,7 +33,7 @@ NAMES = frozenset(
 )
 
 
-def json_text(value, what):
+def json_text(value, what, most=DEPTH):
     """JSON text of what the host reads as JSON."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError(f"{what}: bytes are not JSON; give them as text, say in base64")
@@ -42,8 +43,8 @@ def json_text(value, what):
         raise TypeError(f"{what}: not JSON: {error}") from None
     if not well_formed(text):
         raise TypeError(f"{what}: text with half of a surrogate pair")
-    if text.count("[") + text.count("{") > DEPTH and too_deep(text):
-        raise TypeError(f"{what}: nested more than {DEPTH} deep")
+    if text.count("[") + text.count("{") > most and too_deep(text, most):
+        raise TypeError(f"{what}: nested more than {most} deep")
     return text
 
 
@@ -57,11 +58,11 @@ def well_formed(text):
     return True
 
 
-def too_deep(text):
+def too_deep(text, most):
     depth = 0
     for mark in re.findall(r"[\[\]{}]", STRINGS.sub("", text)):
         depth += 1 if mark in "[{" else -1
-        if depth > DEPTH:
+        if depth > most:
             return True
     return False
 
@@ -180,7 +181,13 @@ class State:
         if (after is None) == (at is None):
             raise TypeError(f'{what}: say when: after="10m" or at="2030-01-31T09:00:00Z", one of the two')
         when = {"at": instant(at, what)} if after is None else {"after": duration(after, what)}
-        self._timer({"name": name, **when, "payload": json_text(payload, f"{what}: payload")}, what)
+        text = json_text(payload, f"{what}: payload")
+        size = len(text.encode())
+        if size > PAYLOAD:
+            raise ValueError(
+                f"{what}: a payload has at most {PAYLOAD} bytes, this one has {size}; keep more in the state"
+            )
+        self._timer({"name": name, **when, "payload": text}, what)
 
     def cancel(self, name):
         """Takes the timer `name` away, if it is there."""
