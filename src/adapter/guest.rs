@@ -54,6 +54,11 @@ pub trait Guest: Send + Sync {
     /// called again and by several at once.
     fn ended(&self) -> BoxFuture<'_, Exit>;
 
+    /// Grows with every end of the main process, also one that is followed by a restart, as long as somebody waits in
+    /// [`Guest::ended`]. An address is only good while this is what it was before that address was asked for: the next
+    /// container may get it. It may grow by more than one, and where an end could have been missed.
+    fn ends(&self) -> u64;
+
     /// Ends it at once and returns when all of it is gone. May be called again.
     fn kill(&self) -> BoxFuture<'_, Exit>;
 }

@@ -15,7 +15,7 @@ use crate::adapter::{AdapterError, BoxFuture, Unit};
 use crate::archive::{self, Compression, PackOptions};
 use crate::function::{Function, ImageSpec, MANIFEST, Profile, ServedBy};
 use crate::instance::{Exit, InstanceId, Secret};
-use crate::transport::{LogFolder, Target};
+use crate::transport::{Alive, LogFolder, Target};
 
 /// What starts an image of the contract when the function does not say.
 const START: &str = "helpers/start.sh \"bash helpers/server.sh\"";
@@ -33,6 +33,13 @@ impl Unit for GuestUnit {
     fn kill(&mut self) -> BoxFuture<'_, Exit> {
         self.0.kill()
     }
+}
+
+/// For the transport: alive as long as its main process has not ended since `ends` was asked for, whether or not it was
+/// started again. Does not keep the guest.
+pub fn guest_alive(guest: &Arc<dyn Guest>, ends: u64) -> Alive {
+    let guest = Arc::downgrade(guest);
+    Alive::new(move || guest.upgrade().is_some_and(|guest| guest.ends() == ends))
 }
 
 impl Starter {
@@ -70,10 +77,11 @@ impl Starter {
         let guest = self.guests()?.start(&launch).await.map_err(|error| adapter_failure(&error))?;
         let listening = async {
             while Instant::now() < deadline {
+                let ends = guest.ends();
                 if let Ok(ip) = guest.address().await {
                     let address = SocketAddr::new(ip, image.port);
                     if self.client.listening(address, deadline).await {
-                        return Some(address);
+                        return Some((address, ends));
                     }
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -81,13 +89,13 @@ impl Starter {
             None
         };
         let outcome = tokio::select! {
-            address = listening => address.ok_or_else(|| {
+            found = listening => found.ok_or_else(|| {
                 format!("it runs, but nothing listens on its port {} after {:?}", image.port, self.limit)
             }),
             exit = guest.ended() => Err(format!("it {exit} before it listened on port {}", image.port)),
         };
-        let address = match outcome {
-            Ok(address) => address,
+        let (address, ends) = match outcome {
+            Ok(found) => found,
             Err(reason) => {
                 let words = guest.kill().await.last_words;
                 let words = words.trim();
@@ -104,7 +112,8 @@ impl Starter {
             }
         };
         let logs = contract.then(|| LogFolder::new(&folder.join("logs")));
-        let target = Target { address, profile: image.profile, secret, logs };
+        let target =
+            Target { address, profile: image.profile, secret, logs, alive: guest_alive(&guest, ends) };
         let channel = Channel::Http(self.client.clone(), target);
         Ok(Started { unit: Box::new(GuestUnit(guest)), channel, link: None })
     }

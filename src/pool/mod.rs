@@ -13,6 +13,7 @@ pub mod phase;
 pub mod start;
 
 pub use driver::{Channel, Instance, Lease, Pool, PoolOptions};
+pub use guest::guest_alive;
 pub use ledger::{FunctionKey, Limits, Refusal};
 pub use start::Starter;
 

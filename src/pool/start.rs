@@ -163,6 +163,8 @@ fn load_message(fault: &Fault, entrypoint: &str) -> String {
     match fault.kind.as_str() {
         "absent" => format!("Failed to load entrypoint, file {entrypoint} does not exist."),
         "syntax" => format!("Syntax error in {entrypoint}: {detail}"),
+        // A worker says what else than its handler a function lacks.
+        "signature" if !detail.is_empty() => detail.clone(),
         "signature" => "Function signature invalid. Did you forget to export a 'main' function?".to_owned(),
         "init" => format!("The function's init hook failed: {detail}"),
         _ => format!("Failed to load module: {detail}"),

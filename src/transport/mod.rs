@@ -24,6 +24,7 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -62,6 +63,30 @@ pub struct Target {
     pub secret: Secret,
     /// Where its log files are; none: it has none.
     pub logs: Option<LogFolder>,
+    /// Whether it still runs.
+    pub alive: Alive,
+}
+
+/// Asked before each request and again after a connection was made for it: the address of a guest that has ended may be
+/// another one's by then, whom request and secret are none of its business; so may the connections kept for it.
+#[derive(Clone)]
+pub struct Alive(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Alive {
+    /// `ask` must not wait.
+    pub fn new(ask: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    fn holds(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Alive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Alive").field(&self.holds()).finish()
+    }
 }
 
 /// A request for a guest.
@@ -177,19 +202,23 @@ impl Client {
         let (wanted, most) = (request.logging, request.most);
         if target.profile == Profile::V2 {
             let prepared = limit.hold(envelope::prepare(target, request)).await?;
-            let head = limit.hold(self.exchange(target.address, prepared)).await?;
+            let head = limit.hold(self.exchange(target, prepared)).await?;
             let answer = Answer::new(head, limit, Some(envelope::MOST), self.kept.clone(), target.address);
             return envelope::read(answer, wanted, most).await;
         }
         let prepared = request::prepare(target, request)?;
         let head_only = prepared.method == Method::HEAD;
-        let head = limit.hold(self.exchange(target.address, prepared)).await?;
+        let head = limit.hold(self.exchange(target, prepared)).await?;
         let answer = Answer::new(head, limit, most, self.kept.clone(), target.address);
         Ok(answer.incoming(target, wanted, head_only))
     }
 
     /// Sends on a kept connection, and on a new one if the kept one was closed and it does no harm.
-    async fn exchange(&self, address: SocketAddr, prepared: Prepared) -> Result<Head, TransportError> {
+    async fn exchange(&self, target: &Target, prepared: Prepared) -> Result<Head, TransportError> {
+        let address = target.address;
+        if !target.alive.holds() {
+            return Err(TransportError::Refused);
+        }
         let Prepared { method, uri, headers, body, length } = prepared;
         let make = |headers: HeaderMap, upload: Upload| {
             let mut request = http::Request::new(upload);
@@ -217,7 +246,10 @@ impl Client {
         };
         let connection = Connection::open(address).await;
         // Nobody listens any more: it was the request that ended the guest, so whoever retries the refused must not.
-        let connection = connection.map_err(|error| first.unwrap_or(error))?;
+        let connection = connection.map_err(|error| first.clone().unwrap_or(error))?;
+        if !target.alive.holds() {
+            return Err(first.unwrap_or(TransportError::Refused));
+        }
         connection.exchange(make(headers, upload)).await.map_err(|failure| failure.error)
     }
 

@@ -29,7 +29,13 @@ where
             tokio::spawn(serve(number, stream));
         }
     });
-    Target { address, profile: Profile::V5, secret: Secret::new("s3cret"), logs: None }
+    Target {
+        address,
+        profile: Profile::V5,
+        secret: Secret::new("s3cret"),
+        logs: None,
+        alive: Alive::new(|| true),
+    }
 }
 
 /// A server that answers every request with these bytes and then closes the connection.

@@ -81,13 +81,24 @@ fn r_150_temporary_files_of_unknown_runtimes_go_and_others_stay() {
     std::fs::create_dir(root.join("not-ours")).unwrap();
     std::fs::write(root.join("file"), "precious").unwrap();
     let mut api = Api::with(&[QUICK[0], QUICK[1], ("OPR_EXECUTOR_TEMPORARY", root.to_str().unwrap())]);
+    // Of another executor, the name of which begins as this one's; and of nobody knows whom.
+    let foreign = format!("{}-2", api.host);
+    let others = [api.folder("2-a"), api.folder("none")];
+    for other in &others {
+        std::fs::create_dir_all(other.join("builds")).unwrap();
+    }
+    std::fs::write(others[0].join("host"), foreign).unwrap();
     let stranger = api.folder("stranger");
     std::fs::create_dir_all(stranger.join("builds")).unwrap();
+    std::fs::write(stranger.join("host"), &api.host).unwrap();
     eventually("the stranger's files are gone", || (!stranger.exists()).then_some(()));
     api.created("a", json!({ "remove": true }));
     api.stop();
     // The folder may be shared, as /tmp is.
     assert!(root.join("not-ours").exists() && root.join("file").exists());
+    for other in others {
+        std::fs::remove_dir_all(other).unwrap();
+    }
     std::fs::remove_dir(root.join("not-ours")).unwrap();
     std::fs::remove_file(root.join("file")).unwrap();
 }

@@ -5,7 +5,7 @@
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ const LAST_WORDS: usize = 4096;
 /// a restart of the daemon.
 const WAIT_FAILURES: u32 = 60;
 const WAIT_PAUSE: Duration = Duration::from_millis(500);
+/// Between an end that is followed by a restart and the wait for the next one. Docker restarts after 100 ms at the
+/// earliest, and no end may go unseen.
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
 /// How often, and how far apart, a start is tried while there are two networks of the same name.
 const NETWORK_TRIES: u32 = 25;
 const NETWORK_PAUSE: Duration = Duration::from_millis(200);
@@ -44,6 +47,8 @@ pub(super) struct Container {
     memory: u64,
     /// Known from its end on; the first one that is told stays.
     exit: Mutex<Option<Exit>>,
+    /// See [`crate::adapter::guest::Guest::ends`].
+    ends: AtomicU64,
     /// Removed for certain.
     gone: AtomicBool,
     /// Who ends it; others wait for that.
@@ -81,6 +86,7 @@ impl Container {
             id: OnceLock::new(),
             memory,
             exit: Mutex::default(),
+            ends: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             ending: tokio::sync::Mutex::default(),
         };
@@ -147,12 +153,25 @@ impl Container {
             if let Some(exit) = self.exit() {
                 return exit;
             }
-            let state = match self.wait().await {
-                Ok(()) => self.inspect(ASK).await.map(|container| container.state.unwrap_or_default()),
-                Err(fault) => Err(fault),
+            let found = if failures == 0 {
+                match self.wait().await {
+                    Ok(()) => {
+                        // Before anything that takes time.
+                        self.count_end();
+                        self.inspect(ASK).await
+                    }
+                    Err(fault) => Err(fault),
+                }
+            } else {
+                // Meanwhile it may have ended and been started again unseen.
+                self.inspect(ASK).await.inspect(|_| self.count_end())
             };
-            match state {
-                Ok(state) if runs(&state) => failures = 0,
+            match found.map(|container| container.state.unwrap_or_default()) {
+                Ok(state) if runs(&state) => {
+                    failures = 0;
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                    continue;
+                }
                 Ok(state) => return self.settle(self.tell(&state).await),
                 Err(fault) if fault.is_gone() => return self.settle(removed_by_others()),
                 Err(fault) if failures == WAIT_FAILURES => {
@@ -170,7 +189,17 @@ impl Container {
         self.exit.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// See [`crate::adapter::guest::Guest::ends`].
+    pub(super) fn ends(&self) -> u64 {
+        self.ends.load(Ordering::Acquire)
+    }
+
+    fn count_end(&self) {
+        self.ends.fetch_add(1, Ordering::AcqRel);
+    }
+
     fn settle(&self, exit: Exit) -> Exit {
+        self.count_end();
         self.exit.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit).clone()
     }
 
@@ -222,7 +251,8 @@ impl Container {
         if self.exit().is_none() {
             // First of all it stops; how it ended and its last words can then be read in peace. What fails here (most
             // likely because it has just ended by itself) is made good by the removal. A container that Docker is
-            // about to restart is not started again either.
+            // about to restart is not started again either. From now on its address may be another one's.
+            self.count_end();
             let client = &self.shared.client;
             let kill = client.docker.kill_container(self.id(), None);
             let _ = client.call(REMOVE, "kill the container", kill).await;

@@ -98,6 +98,10 @@ impl Guest for Foreign {
         Box::pin(self.container.end())
     }
 
+    fn ends(&self) -> u64 {
+        self.container.ends()
+    }
+
     fn kill(&self) -> BoxFuture<'_, Exit> {
         Box::pin(self.container.end_now())
     }

@@ -97,6 +97,7 @@ impl GuestHouse {
     pub(super) async fn start_copy(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Arc<Copy>, GuestError> {
         let guests = self.guests()?;
         let (root, order) = (self.parts.options.temporary.clone(), &entry.order);
+        let host = self.parts.options.hostname.clone();
         // No id has a `+`; the name of a container cannot have one, but must not be one of another guest either.
         let (folder_name, name) = match entry.next_number() {
             0 => (entry.name.clone(), entry.name.clone()),
@@ -106,7 +107,7 @@ impl GuestHouse {
             }
         };
         let taken = self.names.take(&folder_name).await;
-        let made = tokio::task::spawn_blocking(move || Folder::make(&root, &folder_name)).await;
+        let made = tokio::task::spawn_blocking(move || Folder::make(&root, &host, &folder_name)).await;
         let folder = made
             .map_err(|error| error.to_string())
             .and_then(|made| made.map_err(|error| error.to_string()))
@@ -237,6 +238,7 @@ async fn build(entry: &Entry, copy: &Copy) -> Result<(), GuestError> {
     match code {
         Ok(0) => Ok(()),
         Ok(code) => {
+            entry.output.flush();
             let text = entry.output.text();
             let start = if text.is_empty() || text.ends_with(b"\n") { "" } else { "\n" };
             entry.output.push(&format!("{start}Build command exited with code {code}.\n").into());

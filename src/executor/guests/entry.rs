@@ -33,12 +33,20 @@ pub(super) enum Phase {
     Gone,
 }
 
+/// Where a copy listens, as long as it has not ended since that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) address: SocketAddr,
+    /// [`Guest::ends`] before the address was asked for.
+    pub(super) ends: u64,
+}
+
 /// One container of a guest.
 pub(super) struct Copy {
     pub(super) guest: Arc<dyn Guest>,
     pub(super) folder: Folder,
     pub(super) logs: LogFolder,
-    address: Mutex<Option<SocketAddr>>,
+    spot: Mutex<Option<Spot>>,
     /// Its container's and folder's, until both are gone.
     name: Mutex<Option<Name>>,
 }
@@ -46,7 +54,7 @@ pub(super) struct Copy {
 impl Copy {
     pub(super) fn new(guest: Arc<dyn Guest>, folder: Folder, name: Name) -> Self {
         let logs = LogFolder::new(&folder.logs());
-        Self { guest, folder, logs, address: Mutex::default(), name: Mutex::new(Some(name)) }
+        Self { guest, folder, logs, spot: Mutex::default(), name: Mutex::new(Some(name)) }
     }
 
     /// Ends it, and returns when nothing of it is left: a successor may take its name.
@@ -56,14 +64,32 @@ impl Copy {
         *self.name.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Where it was seen listening.
-    pub(super) fn known_address(&self) -> Option<SocketAddr> {
-        *self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    fn spot(&self) -> MutexGuard<'_, Option<Spot>> {
+        self.spot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers where it listens; none: it has to be found again.
-    pub(super) fn set_address(&self, address: Option<SocketAddr>) {
-        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    /// Where it was seen listening; none also when it has ended since: what listens there may be another one.
+    pub(super) fn known_spot(&self) -> Option<Spot> {
+        self.spot().filter(|spot| spot.ends == self.guest.ends())
+    }
+
+    /// Remembers where it listens.
+    pub(super) fn set_spot(&self, spot: Spot) {
+        *self.spot() = Some(spot);
+    }
+
+    /// It has to be found again. Gives the address where it was, ended or not, so that connections to it can be
+    /// forgotten.
+    pub(super) fn lose_spot(&self) -> Option<SocketAddr> {
+        self.spot().take().map(|spot| spot.address)
+    }
+
+    /// Where it is now, asked for anew; none while it does not run.
+    pub(super) async fn look(&self, port: u16) -> Option<Spot> {
+        // In this order: an end in between makes the answer void.
+        let ends = self.guest.ends();
+        let ip = self.guest.address().await.ok()?;
+        Some(Spot { address: SocketAddr::new(ip, port), ends })
     }
 }
 
@@ -81,7 +107,7 @@ pub(super) struct Entry {
     /// Calls at once over all copies; none: no limit.
     pub(super) slots: Option<Arc<Semaphore>>,
     /// Held by whoever starts one more copy.
-    pub(super) growing: tokio::sync::Mutex<()>,
+    pub(super) growing: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Life {
@@ -115,7 +141,7 @@ impl Entry {
             life: Mutex::new(Life { updated: unix_now(), used: Instant::now(), in_flight: 0 }),
             copies: Mutex::default(),
             slots,
-            growing: tokio::sync::Mutex::default(),
+            growing: Arc::default(),
         }
     }
 

@@ -1,6 +1,5 @@
 //! One call of a guest.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +8,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout_at};
 
 use super::GuestHouse;
-use super::entry::{Copy, Entry, InFlight, Phase, Place, unix_now};
+use super::entry::{Copy, Entry, InFlight, Phase, Place, Spot, unix_now};
 use super::types::{Executed, GuestCall, GuestError, Rest};
 use crate::execution::Body;
+use crate::pool::guest_alive;
 use crate::transport::{Incoming, Outgoing, Target, TransportError};
 
 /// The port of the contract.
@@ -57,8 +57,8 @@ impl GuestHouse {
         loop {
             let (slot, place) = self.place(&flight.0, listen_by).await?;
             let sent = async {
-                let address = self.listening(&flight.0, &place.copy, listen_by).await?;
-                self.send(&flight.0, &place.copy, address, &call, limit).await
+                let spot = self.listening(&flight.0, &place.copy, listen_by).await?;
+                self.send(&flight.0, &place.copy, spot, &call, limit).await
             };
             let lost = match sent.await {
                 Ok(incoming) => {
@@ -79,7 +79,7 @@ impl GuestHouse {
     fn discard(&self, entry: &Entry, copy: &Arc<Copy>) -> bool {
         let discarded = entry.discard(copy);
         if discarded {
-            if let Some(address) = copy.known_address() {
+            if let Some(address) = copy.lose_spot() {
                 self.parts.client.forget(address);
             }
             tracing::info!(runtime = %entry.order.id, "one container of a runtime ended; the others go on");
@@ -96,9 +96,8 @@ impl GuestHouse {
         self.tasks.spawn("watch a copy", async move {
             copy.guest.ended().await;
             if !house.discard(&entry, &copy)
-                && let Some(address) = copy.known_address()
+                && let Some(address) = copy.lose_spot()
             {
-                copy.set_address(None);
                 house.parts.client.forget(address);
             }
         });
@@ -166,13 +165,26 @@ impl GuestHouse {
         if let Ok(place) = entry.place(most) {
             return Ok((Some(slot), place));
         }
-        let _growing = timeout_at(deadline.into(), entry.growing.lock()).await.map_err(|_| busy())?;
+        let growing = Arc::clone(&entry.growing).lock_owned();
+        let mut growing = timeout_at(deadline.into(), growing).await.map_err(|_| busy())?;
         loop {
             match entry.place(most) {
                 Ok(place) => return Ok((Some(slot), place)),
                 Err(0) => return Err(GuestError::Vanished),
                 Err(copies) if copies < options.instances as usize => {
-                    self.start_copy(entry).await?;
+                    let (house, entry) = (Arc::clone(self), Arc::clone(entry));
+                    // Who is late goes without it; half a start would be nobody's. The next one waits for its end.
+                    let start = self.tasks.finish_always("start a copy", async move {
+                        let started = house.start_copy(&entry).await;
+                        if let Err(error) = &started {
+                            let id = &entry.order.id;
+                            tracing::info!(runtime = %id, "one more container of a runtime did not start: {error}");
+                        }
+                        (started, growing)
+                    });
+                    let (started, held) = timeout_at(deadline.into(), start).await.map_err(|_| busy())?;
+                    started?;
+                    growing = held;
                 }
                 Err(_) => return Err(busy()),
             }
@@ -180,36 +192,38 @@ impl GuestHouse {
     }
 
     /// where the copy listens, waiting for it the first time.
-    async fn listening(&self, entry: &Entry, copy: &Copy, deadline: Instant) -> Result<SocketAddr, Lost> {
-        if let Some(address) = copy.known_address() {
-            return Ok(address);
+    async fn listening(&self, entry: &Entry, copy: &Copy, deadline: Instant) -> Result<Spot, Lost> {
+        if let Some(spot) = copy.known_spot() {
+            return Ok(spot);
+        }
+        if let Some(address) = copy.lose_spot() {
+            self.parts.client.forget(address);
         }
         let mut found = false;
         let look = async {
             while Instant::now() < deadline {
                 let round = deadline.min(Instant::now() + LISTEN_ROUND);
                 let listening = async {
-                    let ip = copy.guest.address().await.ok()?;
+                    let spot = copy.look(PORT).await?;
                     found = true;
-                    let address = SocketAddr::new(ip, PORT);
-                    self.parts.client.listening(address, round).await.then_some(address)
+                    self.parts.client.listening(spot.address, round).await.then_some(spot)
                 };
-                if let Ok(Some(address)) = timeout_at(round.into(), listening).await {
-                    return Some(address);
+                if let Ok(Some(spot)) = timeout_at(round.into(), listening).await {
+                    return Some(spot);
                 }
                 sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now()))).await;
             }
             None
         };
         // Asked once: to ask anew in every round would never hear an answer that takes longer than a round.
-        let address = tokio::select! {
-            address = look => address,
+        let spot = tokio::select! {
+            spot = look => spot,
             exit = copy.guest.ended() => return Err(dead(&exit.to_string())),
         };
-        if let Some(address) = address {
-            copy.set_address(Some(address));
+        if let Some(spot) = spot {
+            copy.set_spot(spot);
             entry.heard();
-            return Ok(address);
+            return Ok(spot);
         }
         let cause = if found { "it runs, but nothing listens on its port 3000" } else { "it has no address" };
         Err(GuestError::RuntimeTimeout(Some(cause.into())).into())
@@ -220,27 +234,38 @@ impl GuestHouse {
         &self,
         entry: &Entry,
         copy: &Copy,
-        mut address: SocketAddr,
+        spot: Spot,
         call: &GuestCall,
         limit: Duration,
     ) -> Result<Incoming, Lost> {
         let (begun, options) = (Instant::now(), &self.parts.options);
-        let mut attempts = 0;
+        let (mut attempts, mut spot) = (0, Some(spot));
         loop {
             attempts += 1;
-            let target = Target {
-                address,
-                profile: entry.order.profile,
-                secret: entry.secret.clone(),
-                logs: Some(copy.logs.clone()),
+            let sent = match spot {
+                Some(Spot { address, ends }) => {
+                    let target = Target {
+                        address,
+                        profile: entry.order.profile,
+                        secret: entry.secret.clone(),
+                        logs: Some(copy.logs.clone()),
+                        alive: guest_alive(&copy.guest, ends),
+                    };
+                    let sent = self.parts.client.send(&target, outgoing(call, limit)).await;
+                    if sent.is_err() {
+                        // Wherever it listens, it is to be looked for again.
+                        copy.lose_spot();
+                        self.parts.client.forget(address);
+                    }
+                    sent
+                }
+                // Where it was, another one may listen by now.
+                None => Err(TransportError::Refused),
             };
-            let error = match self.parts.client.send(&target, outgoing(call, limit)).await {
+            let error = match sent {
                 Ok(incoming) => return Ok(incoming),
                 Err(error) => error,
             };
-            // Wherever it listens, it is to be looked for again.
-            copy.set_address(None);
-            self.parts.client.forget(address);
             let exit = tokio::time::timeout(Duration::from_millis(50), copy.guest.ended()).await;
             if let Ok(exit) = exit {
                 let cause = format!("the runtime {exit} ({error})");
@@ -253,9 +278,7 @@ impl GuestHouse {
                 return Err(transport_error(&error).into());
             }
             sleep(options.retry_delay).await;
-            if let Ok(ip) = copy.guest.address().await {
-                address = SocketAddr::new(ip, PORT);
-            }
+            spot = copy.look(PORT).await;
         }
     }
 }
@@ -286,7 +309,7 @@ fn executed(incoming: Incoming, held: Held, started: Instant, start_time: f64) -
                     .map(move |piece| {
                         // A copy that died in the middle is looked for anew by the next call.
                         if piece.is_err() {
-                            held.place.copy.set_address(None);
+                            held.place.copy.lose_spot();
                         }
                         piece
                     })
@@ -327,3 +350,7 @@ fn dead(exit: &str) -> Lost {
 fn transport_error(error: &TransportError) -> GuestError {
     GuestError::Transport { number: error.errno(), cause: error.to_string() }
 }
+
+#[cfg(test)]
+#[path = "house_tests.rs"]
+mod tests;

@@ -139,7 +139,7 @@ impl GuestHouse {
     async fn destroy(&self, entry: &Entry, phase: Phase) {
         entry.close(phase);
         for copy in entry.take_copies() {
-            if let Some(address) = copy.known_address() {
+            if let Some(address) = copy.lose_spot() {
                 self.parts.client.forget(address);
             }
             copy.destroy().await;
@@ -238,7 +238,7 @@ impl GuestHouse {
         tokio::join!(self.prepare_images(), self.maintain());
     }
 
-    async fn maintain(&self) {
+    async fn maintain(self: &Arc<Self>) {
         let mut interval = tokio::time::interval(self.parts.options.maintenance_interval);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         interval.tick().await;
@@ -257,7 +257,14 @@ impl GuestHouse {
         }
     }
 
-    async fn collect(&self) {
+    async fn collect(self: &Arc<Self>) {
+        let house = Arc::clone(self);
+        // Who is out of the registry is nobody else's to end, also when the executor is told to stop meanwhile.
+        self.tasks.finish_always("collect idle guests", async move { house.destroy_idle().await }).await;
+        self.remove_strangers().await;
+    }
+
+    async fn destroy_idle(&self) {
         let threshold = self.parts.options.inactive_threshold;
         let idle: Vec<_> = self.lock().extract_if(|_, entry| entry.is_idle(threshold)).collect();
         futures_util::stream::iter(idle)
@@ -266,7 +273,6 @@ impl GuestHouse {
                 self.destroy(&entry, Phase::Gone).await;
             })
             .await;
-        self.remove_strangers().await;
     }
 
     /// Folders of runtimes that are not registered: of an earlier run, or left by a failure.

@@ -38,8 +38,31 @@ struct Book {
     /// In front of the entries, and not for followers, who may be past the front.
     warnings: Vec<OutputEntry>,
     entries: Vec<OutputEntry>,
+    /// The beginning of a character whose end has not come yet: each entry is shown as text of its own.
+    begun: Bytes,
     bytes: usize,
     full: bool,
+}
+
+impl Book {
+    /// Records what was written just now.
+    fn record(&mut self, content: &Bytes) {
+        if content.is_empty() || self.full {
+            return;
+        }
+        // The clock may be set back; the order may not.
+        let at = self.entries.last().map_or(SystemTime::UNIX_EPOCH, |last| last.at).max(SystemTime::now());
+        let room = MAX_OUTPUT - self.bytes;
+        let fits = content.slice(..content.len().min(room));
+        self.bytes += fits.len();
+        if !fits.is_empty() {
+            self.entries.push(OutputEntry { at, content: fits });
+        }
+        if content.len() > room {
+            self.full = true;
+            self.entries.push(OutputEntry { at, content: Bytes::from_static(TRUNCATED.as_bytes()) });
+        }
+    }
 }
 
 impl Output {
@@ -47,28 +70,30 @@ impl Output {
         self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records what was written just now; what is above the bound is dropped and one last entry says so.
+    /// Records what was written just now; what is above the bound is dropped and one last entry says so. A character of
+    /// which only the beginning was written waits for the next piece.
     pub(super) fn push(&self, content: &Bytes) {
-        if content.is_empty() {
-            return;
-        }
+        self.change(|book| {
+            let begun = std::mem::take(&mut book.begun);
+            let mut content =
+                if begun.is_empty() { content.clone() } else { Bytes::from([&begun[..], content].concat()) };
+            book.begun = content.split_off(content.len() - unfinished(&content));
+            book.record(&content);
+        });
+    }
+
+    /// Records the beginning of a character whose end will not come.
+    pub(super) fn flush(&self) {
+        self.change(|book| {
+            let begun = std::mem::take(&mut book.begun);
+            book.record(&begun);
+        });
+    }
+
+    /// Changes the book and tells the followers.
+    fn change(&self, change: impl FnOnce(&mut Book)) {
         let mut book = self.book();
-        if book.full {
-            return;
-        }
-        // The clock may be set back; the order may not.
-        let at = book.entries.last().map_or(SystemTime::UNIX_EPOCH, |last| last.at).max(SystemTime::now());
-        let room = MAX_OUTPUT - book.bytes;
-        let fits = content.slice(..content.len().min(room));
-        book.bytes += fits.len();
-        let above = content.len() > room;
-        if !fits.is_empty() {
-            book.entries.push(OutputEntry { at, content: fits });
-        }
-        if above {
-            book.full = true;
-            book.entries.push(OutputEntry { at, content: Bytes::from_static(TRUNCATED.as_bytes()) });
-        }
+        change(&mut book);
         let count = book.entries.len();
         drop(book);
         self.0.state.send_modify(|state| state.0 = count);
@@ -83,6 +108,7 @@ impl Output {
 
     /// Nothing more will come: followers end.
     pub(super) fn close(&self) {
+        self.flush();
         self.0.state.send_modify(|state| state.1 = true);
     }
 
@@ -128,6 +154,15 @@ impl Follower {
     }
 }
 
+/// How many bytes at the end are the beginning of a character: 0 to 3.
+fn unfinished(bytes: &[u8]) -> usize {
+    let tail = &bytes[bytes.len().saturating_sub(3)..];
+    let first = tail.iter().rposition(|byte| *byte & 0xc0 != 0x80);
+    let last = first.map_or(&[][..], |first| &tail[first..]);
+    // Without a length of the error, more bytes could make it right.
+    if std::str::from_utf8(last).is_err_and(|error| error.error_len().is_none()) { last.len() } else { 0 }
+}
+
 /// `<time> <content>\n`, with line feeds in the content as `\n` of two characters.
 fn line(entry: &OutputEntry) -> Bytes {
     let content = String::from_utf8_lossy(&entry.content).replace('\n', "\\n");
@@ -149,6 +184,64 @@ mod tests {
         let entries = output.entries();
         assert_eq!((entries.len(), &entries[2].content[..]), (3, TRUNCATED.as_bytes()));
         assert!(entries.is_sorted_by_key(|entry| entry.at));
+    }
+
+    /// What is shown of the bytes when they come in pieces that end at `cuts`.
+    fn shown(bytes: &[u8], cuts: &[usize]) -> String {
+        let output = Output::default();
+        let mut from = 0;
+        for to in cuts.iter().copied().chain([bytes.len()]) {
+            output.push(&Bytes::copy_from_slice(&bytes[from..to]));
+            from = to;
+        }
+        output.close();
+        assert_eq!(output.text(), bytes, "nothing is lost or added");
+        output.entries().iter().map(|entry| String::from_utf8_lossy(&entry.content).into_owned()).collect()
+    }
+
+    #[test]
+    fn r_69_a_character_that_comes_in_pieces_is_whole() {
+        let valid =
+            ["aäb", "€", "😀", "ä€😀ä", "\u{7ff}\u{800}\u{ffff}\u{10000}\u{10ffff}"].map(str::as_bytes);
+        // Nowhere in UTF-8, too long, a surrogate, above the last, in the middle of nothing, and without an end.
+        let broken: [&[u8]; 8] = [
+            b"\xff",
+            b"\xc0\x80",
+            b"\xed\xa0\x80",
+            b"\xf4\x90\x80\x80",
+            b"\x80\x80\x80\x80",
+            b"\xe2\x82",
+            b"\xf0\x9f\x98",
+            b"a\xe2\x82\xc3\xa4\xf0\x9f",
+        ];
+        for bytes in valid.into_iter().chain(broken) {
+            let whole = String::from_utf8_lossy(bytes);
+            for first in 0..=bytes.len() {
+                for second in first..=bytes.len() {
+                    assert_eq!(shown(bytes, &[first, second]), whole, "{bytes:x?} at {first} and {second}");
+                }
+            }
+            let each: Vec<_> = (1..bytes.len()).collect();
+            assert_eq!(shown(bytes, &each), whole, "{bytes:x?} byte by byte");
+        }
+    }
+
+    #[tokio::test]
+    async fn r_141_a_character_without_an_end_comes_before_what_follows() {
+        let output = Output::default();
+        let mut follower = output.follow();
+        output.push(&Bytes::from_static(b"x\xe2\x82"));
+        assert_eq!(output.text(), b"x", "it waits");
+        output.flush();
+        output.push(&Bytes::from_static(b"told\n"));
+        output.push(&Bytes::from_static(b"\xc3"));
+        output.close();
+        assert_eq!(output.text(), b"x\xe2\x82told\n\xc3");
+        for wanted in ["x\n", "\u{fffd}\n", "told\\n\n", "\u{fffd}\n"] {
+            let line = follower.next().await.unwrap();
+            assert_eq!(std::str::from_utf8(&line).unwrap().split_once(' ').unwrap().1, wanted);
+        }
+        assert_eq!(follower.next().await, None);
     }
 
     #[tokio::test]

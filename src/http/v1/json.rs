@@ -1,35 +1,53 @@
 //! JSON in and out: bodies as [`Param`], and the documents of sections 5.2 to 5.5.
 //!
-//! A body that is not an object gives no parameters. Depth is bounded by the parser (127 levels). Floats are
-//! always written with a fraction, because clients tell them from integers by it.
+//! A body that is not an object gives no parameters. Depth is bounded by the parser (127 levels), and so is the
+//! number of values: one of a byte or two is a [`Param`] of many. Floats are always written with a fraction, because
+//! clients tell them from integers by it.
 
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::Serialize;
 
 use super::params::{Fields, Param};
 use crate::executor::guests::{Created, GuestInfo};
 use crate::units::timestamp;
 
+/// Values in one document, those that hold others included.
+const MAX_VALUES: usize = 200_000;
+
 /// The parameters in a JSON body.
 pub(super) fn fields(body: &[u8]) -> Fields {
-    match serde_json::from_slice(body) {
+    match read(body) {
         Ok(Param::Map(fields)) => fields,
         _ => Fields::new(),
     }
 }
 
-impl<'de> Deserialize<'de> for Param {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Any)
+/// Any document. One of too many values is as broken as one of too many levels.
+pub(super) fn read(text: &[u8]) -> serde_json::Result<Param> {
+    let mut parser = serde_json::Deserializer::from_slice(text);
+    let value = Any { left: &mut { MAX_VALUES } }.deserialize(&mut parser)?;
+    parser.end()?;
+    Ok(value)
+}
+
+/// One value of a document, and how many more it may have.
+struct Any<'a> {
+    left: &'a mut usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Any<'_> {
+    type Value = Param;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Param, D::Error> {
+        *self.left = self.left.checked_sub(1).ok_or_else(|| de::Error::custom("too many values"))?;
+        deserializer.deserialize_any(self)
     }
 }
 
-struct Any;
-
-impl<'de> Visitor<'de> for Any {
+impl<'de> Visitor<'de> for Any<'_> {
     type Value = Param;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -66,7 +84,7 @@ impl<'de> Visitor<'de> for Any {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Param, A::Error> {
         let mut list = Vec::new();
-        while let Some(value) = values.next_element()? {
+        while let Some(value) = values.next_element_seed(Any { left: self.left })? {
             list.push(value);
         }
         Ok(Param::List(list))
@@ -74,8 +92,8 @@ impl<'de> Visitor<'de> for Any {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Param, A::Error> {
         let mut fields = Fields::new();
-        while let Some((name, value)) = entries.next_entry()? {
-            fields.insert(name, value);
+        while let Some(name) = entries.next_key()? {
+            fields.insert(name, entries.next_value_seed(Any { left: self.left })?);
         }
         Ok(Param::Map(fields))
     }
@@ -181,6 +199,22 @@ mod tests {
         assert_eq!(fields(nested(126).as_bytes()).len(), 1);
         assert_eq!(fields(nested(127).as_bytes()).len(), 0);
         assert_eq!(fields(nested(1_000_000).as_bytes()).len(), 0);
+    }
+
+    #[test]
+    fn r_21_json_of_many_values_is_refused_above_its_bound() {
+        // The object and the list are values, too.
+        let many = |zeros: usize| format!("{{\"a\":[0{}]}}", ",0".repeat(zeros - 1));
+        let most = fields(many(MAX_VALUES - 2).as_bytes());
+        assert!(matches!(&most["a"], Param::List(zeros) if zeros.len() == MAX_VALUES - 2));
+        assert_eq!(fields(many(MAX_VALUES - 1).as_bytes()), Fields::new());
+        // Also where they replace each other, and where each holds the next.
+        let same = |times: usize| format!("{{\"a\":0{}}}", ",\"a\":0".repeat(times - 1));
+        assert_eq!(fields(same(MAX_VALUES - 1).as_bytes()).len(), 1);
+        assert_eq!(fields(same(MAX_VALUES).as_bytes()).len(), 0);
+        let nested = |times: usize| format!("{{\"a\":[{{}}{}]}}", ",[{}]".repeat(times));
+        assert_eq!(fields(nested((MAX_VALUES - 3) / 2).as_bytes()).len(), 1);
+        assert_eq!(fields(nested((MAX_VALUES - 3) / 2 + 1).as_bytes()).len(), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 
 use super::error::Problem;
+use super::json;
 
 /// The longest form of a `map` and the longest text of a `map-loose`.
 const MAX_MAP: usize = 65_535;
@@ -235,7 +236,7 @@ impl Params {
         if characters(text) > MAX_MAP {
             return Err(invalid(name, OBJECT));
         }
-        match serde_json::from_slice(text) {
+        match json::read(text) {
             Ok(Param::Map(fields)) => Ok(Some(Cow::Owned(fields))),
             Ok(Param::List(values)) if values.is_empty() => Ok(Some(Cow::Owned(Fields::new()))),
             _ => Err(invalid(name, OBJECT)),

@@ -120,6 +120,37 @@ async fn a_guest_that_dies_of_a_request_did_not_refuse_it() {
 }
 
 #[tokio::test]
+async fn what_listens_where_the_guest_was_hears_nothing() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let stranger = guest(move |_, mut stream| {
+        let tell = tell.clone();
+        async move { tell.send(heard(&mut stream).await).unwrap() }
+    });
+    // It ends while the connection is made.
+    let asked = AtomicUsize::new(0);
+    let alive = Alive::new(move || asked.fetch_add(1, Ordering::SeqCst) == 0);
+    let target = Target { alive, ..stranger.await };
+    let error = Client::default().send(&target, posting(Method::POST, "x")).await.err().unwrap();
+    assert!(matches!(error, TransportError::Refused), "{error:?}");
+    assert_eq!(told.recv().await, Some(None), "a connection without a byte");
+}
+
+#[tokio::test]
+async fn the_kept_connections_of_what_listens_where_the_guest_was_are_not_used() {
+    let (stranger, requests) = once_then(|_| async {}).await;
+    let client = Client::default();
+    ok(&client, &stranger).await;
+    let target = Target { alive: Alive::new(|| false), ..stranger.clone() };
+    let error = client.send(&target, posting(Method::PUT, "x")).await.err().unwrap();
+    assert!(matches!(error, TransportError::Refused), "{error:?}");
+    assert_eq!(
+        (requests.load(Ordering::SeqCst), client.kept.len()),
+        (1, 1),
+        "it heard nothing and keeps its own"
+    );
+}
+
+#[tokio::test]
 async fn the_retry_is_not_retried() {
     // Every connection but the first dies at once.
     let requests = Arc::new(AtomicUsize::new(0));

@@ -50,6 +50,7 @@ async fn a_v5_guest_in_python() {
         profile: Profile::V5,
         secret: Secret::new("s3cret"),
         logs: Some(LogFolder::new(folder.path())),
+        alive: Alive::new(|| true),
     };
     let client = Client::default();
     assert!(client.listening(address, Instant::now() + Duration::from_secs(30)).await);

@@ -151,7 +151,13 @@ mod any {
 
     fn target() -> Target {
         let address = "127.0.0.1:3000".parse().unwrap();
-        Target { address, profile: Profile::V5, secret: Secret::new("s"), logs: None }
+        Target {
+            address,
+            profile: Profile::V5,
+            secret: Secret::new("s"),
+            logs: None,
+            alive: Alive::new(|| true),
+        }
     }
 
     proptest! {
