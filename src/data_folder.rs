@@ -125,6 +125,12 @@ fn running_path(root: &Path) -> PathBuf {
     root.join("executor.json")
 }
 
+/// Whether an executor's data folder is there that this user may not read.
+pub fn is_anothers(root: &Path) -> bool {
+    std::fs::File::open(running_path(root))
+        .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 /// Where an executor that uses `root` listens, and the secrets kept there. For the other subcommands.
 pub fn find_running(root: &Path) -> Option<(Running, Option<Secret>, Option<Secret>)> {
     let running = serde_json::from_slice(&std::fs::read(running_path(root)).ok()?).ok()?;

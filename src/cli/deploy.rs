@@ -12,23 +12,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes, BytesMut};
 use clap::Args;
-use http::header::AUTHORIZATION;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
-use hyper_util::rt::TokioIo;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 
-use super::client::Target;
+use super::client::{Target, piece, upload};
 use super::list::Scratch;
 use crate::archive::{self, Compression, PackOptions};
 use crate::function::MANIFEST;
 
-/// Bytes read and sent at once.
-const PIECE: usize = 128 << 10;
-/// Without a byte from the executor, which sends one every few seconds, the connection is dead.
-const SILENCE: Duration = Duration::from_mins(2);
 /// Rolling back starts an instance.
 const LIMIT: Duration = Duration::from_mins(5);
 /// A line longer than this is not one of the executor's.
@@ -140,58 +133,33 @@ async fn send(target: &Target, key: &str, name: &str, archive: &Path) -> anyhow:
     let file =
         tokio::fs::File::open(archive).await.with_context(|| format!("cannot read {}", archive.display()))?;
     let size = file.metadata().await?.len();
-    let uri: http::Uri = target.url.parse().with_context(|| format!("`{}` is not a URL", target.url))?;
-    let host = uri.host().context("the URL has no host")?;
-    let port = uri.port_u16().unwrap_or(80);
-    if uri.scheme_str() != Some("http") {
-        bail!("only http:// URLs can be called");
+    let request = http::Request::put("/").header(CONTENT_LENGTH, size).header(AUTHORIZATION, key);
+    let path = format!("/_/functions/{name}");
+    target.exchange(request, &path, upload(file, move |sent| progress(sent, size)), outcome).await
+}
+
+/// Shows what the executor says until it says how it went.
+async fn outcome(answer: http::Response<Incoming>) -> anyhow::Result<Result<u64, String>> {
+    if !answer.status().is_success() {
+        let body = answer.into_body().collect().await?.to_bytes();
+        return Ok(Err(detail(&body)));
     }
-    let pieces = futures_util::stream::try_unfold((file, 0), move |(mut file, sent)| async move {
-        let mut piece = BytesMut::with_capacity(PIECE);
-        let read = file.read_buf(&mut piece).await? as u64;
-        progress(sent + read, size);
-        Ok::<_, std::io::Error>((read > 0).then(|| (Frame::data(piece.freeze()), (file, sent + read))))
-    });
-    let request = http::Request::put(format!("/_/functions/{name}"))
-        .header(http::header::HOST, format!("{host}:{port}"))
-        .header(http::header::CONTENT_LENGTH, size)
-        .header(AUTHORIZATION, key)
-        .body(StreamBody::new(pieces))?;
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port));
-    let stream = stream.await.with_context(|| format!("nothing answers at {}", target.url))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let exchange = async {
-        let answer = sender.send_request(request).await.context("the archive could not be sent")?;
-        if !answer.status().is_success() {
-            let body = answer.into_body().collect().await?.to_bytes();
-            return Ok(Err(detail(&body)));
-        }
-        let mut body = answer.into_body();
-        let mut open = BytesMut::new();
-        loop {
-            let frame =
-                tokio::time::timeout(SILENCE, body.frame()).await.context("the executor fell silent")?;
-            let Some(frame) = frame else { bail!("the executor ended before it said how it went") };
-            let Ok(data) = frame?.into_data() else { continue };
-            open.extend_from_slice(&data);
-            while let Some(end) = open.iter().position(|b| *b == b'\n') {
-                let line = open.split_to(end);
-                open.advance(1);
-                if let Some(outcome) = tell(&line) {
-                    return Ok(outcome);
-                }
-            }
-            if open.len() > MOST_LINE {
-                bail!("the executor's answer is not what this program understands");
+    let mut body = answer.into_body();
+    let mut open = BytesMut::new();
+    loop {
+        let Some(data) = piece(&mut body).await? else {
+            bail!("the executor ended before it said how it went")
+        };
+        open.extend_from_slice(&data);
+        while let Some(end) = open.iter().position(|b| *b == b'\n') {
+            let line = open.split_to(end);
+            open.advance(1);
+            if let Some(outcome) = tell(&line) {
+                return Ok(outcome);
             }
         }
-    };
-    let mut exchange = std::pin::pin!(exchange);
-    tokio::select! {
-        outcome = &mut exchange => outcome,
-        end = connection => {
-            end.context("the connection broke")?;
-            exchange.await
+        if open.len() > MOST_LINE {
+            bail!("the executor's answer is not what this program understands");
         }
     }
 }

@@ -3,18 +3,23 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use super::client::Target;
 
 /// Longer than any function's own timeout should be; `--limit` changes it.
 const LIMIT: &str = "10m";
+
+/// How long the executor of this machine may take to find a folder that has just been made.
+const NEW_FUNCTION: Duration = Duration::from_secs(2);
+/// What it says before.
+const UNKNOWN: &str = "urn:executor:unknown-function";
 
 #[derive(Debug, Args)]
 pub(super) struct InvokeArgs {
@@ -67,7 +72,8 @@ async fn call(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
         None => "GET".to_owned(),
     };
     let id = crate::http::call::new_request_id();
-    let mut request = http::Request::builder().method(method.as_str()).header("x-request-id", &*id);
+    let mut headers = HeaderMap::new();
+    headers.insert("x-request-id", HeaderValue::from_str(&id)?);
     for header in &args.headers {
         let (name, value) =
             header.split_once(':').with_context(|| format!("`{header}` must be `name: value`"))?;
@@ -75,14 +81,25 @@ async fn call(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
             name.trim().parse().with_context(|| format!("`{name}` is not a header name"))?;
         let value: HeaderValue =
             value.trim().parse().with_context(|| format!("the value of `{name}` is not valid"))?;
-        request = request.header(name, value);
+        headers.append(name, value);
     }
     if let Some(secret) = &target.secret {
-        request = request.header("x-open-runtimes-secret", secret.expose());
+        let secret = secret.expose().parse().context("the secret does not fit into a header")?;
+        headers.insert("x-open-runtimes-secret", secret);
     }
     let rest = args.path.strip_prefix('/').unwrap_or(&args.path);
     let path = if target.single { format!("/{rest}") } else { format!("/{}/{rest}", args.name) };
-    let answer = target.send(request, &path, body, limit).await?;
+    let send = || {
+        let mut request = http::Request::builder().method(method.as_str());
+        request.headers_mut().context("the method is not one")?.extend(headers.clone());
+        anyhow::Ok(target.send(request, &path, body.clone(), limit))
+    };
+    let mut answer = send()?.await?;
+    let until = Instant::now() + if args.url.is_none() { NEW_FUNCTION } else { Duration::ZERO };
+    while is_unknown(&answer) && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        answer = send()?.await?;
+    }
     if answer.status() == http::StatusCode::UNAUTHORIZED {
         eprintln!(
             "hint: this executor was started with a secret of its own; give it as OPEN_RUNTIMES_SECRET or --secret"
@@ -91,6 +108,12 @@ async fn call(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let logs = logs(&target, &id).await;
     if args.json { print_json(&answer, &logs) } else { print_text(&answer, &logs) }?;
     Ok(if answer.status().is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the executor knows no function of this name.
+fn is_unknown(answer: &http::Response<Bytes>) -> bool {
+    answer.status() == http::StatusCode::NOT_FOUND
+        && serde_json::from_slice::<Value>(answer.body()).is_ok_and(|told| told["type"] == UNKNOWN)
 }
 
 fn read_body(body: Option<&str>) -> anyhow::Result<Bytes> {

@@ -106,5 +106,9 @@ pub fn main() -> ExitCode {
 
 /// A runtime for commands that do one thing.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(future);
+    // A read of standard input that nobody needs any more cannot be ended, and must not hold up the result.
+    runtime.shutdown_background();
+    result
 }

@@ -9,9 +9,12 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Response};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
+use super::client::{Target, piece, upload};
 use super::deploy::{Where, detail};
 
 /// How long one request may take.
@@ -102,15 +105,13 @@ fn encoded(text: &str) -> String {
 }
 
 impl DeskArgs {
-    /// Sends a request about `path` below `/_/state/` and gives the answer, if it is a success.
-    async fn ask(
+    /// The executor and a request about `path` below `/_/state/`.
+    fn request(
         &self,
         method: Method,
         path: &str,
         query: &[(&str, &str)],
-        kind: Option<&str>,
-        body: Bytes,
-    ) -> anyhow::Result<Response<Bytes>> {
+    ) -> anyhow::Result<(Target, http::request::Builder, String)> {
         let (target, key) = self.place.find()?;
         let store = self.store.iter().map(|store| ("store", store.as_str()));
         let query: Vec<_> = query
@@ -119,17 +120,52 @@ impl DeskArgs {
             .chain(store)
             .map(|(name, value)| format!("{name}={}", encoded(value)))
             .collect();
-        let mut request = http::Request::builder().method(method).header(AUTHORIZATION, key);
+        let request = http::Request::builder().method(method).header(AUTHORIZATION, key);
+        Ok((target, request, format!("/_/state/{path}?{}", query.join("&"))))
+    }
+
+    /// The whole answer, if it is a success.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        kind: Option<&str>,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Bytes>> {
+        let (target, mut request, path) = self.request(method, path, query)?;
         if let Some(kind) = kind {
             request = request.header(CONTENT_TYPE, kind);
         }
-        let path = format!("/_/state/{path}?{}", query.join("&"));
         let answer = target.send(request, &path, body, LIMIT).await?;
         if !answer.status().is_success() {
             bail!("{}", detail(answer.body()));
         }
         Ok(answer)
     }
+
+    /// Prints the answer while it comes, however long it is.
+    async fn print(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<()> {
+        let (target, request, path) = self.request(Method::GET, path, query)?;
+        target
+            .exchange(request, &path, Empty::<Bytes>::new(), async |answer| {
+                let mut body = success(answer).await?;
+                let mut out = std::io::stdout().lock();
+                while let Some(piece) = piece(&mut body).await? {
+                    out.write_all(&piece)?;
+                }
+                Ok(out.flush()?)
+            })
+            .await
+    }
+}
+
+/// The body of an answer that is a success.
+async fn success(answer: Response<Incoming>) -> anyhow::Result<Incoming> {
+    if answer.status().is_success() {
+        return Ok(answer.into_body());
+    }
+    bail!("{}", detail(&answer.into_body().collect().await?.to_bytes()))
 }
 
 impl KeyArgs {
@@ -178,14 +214,11 @@ async fn run(command: &StateCommand) -> anyhow::Result<()> {
         }
         StateCommand::History { of, from } => {
             let (path, from) = (format!("{}/history", of.path()), from.to_string());
-            let answer = of.desk.ask(Method::GET, &path, &[("from", &from)], None, Bytes::new()).await?;
-            Ok(std::io::stdout().lock().write_all(answer.body())?)
+            of.desk.print(&path, &[("from", &from)]).await
         }
         StateCommand::Export { function, desk } => {
             eprintln!("what follows is not encrypted, whatever the store is");
-            let query = [("export", "true")];
-            let answer = desk.ask(Method::GET, &encoded(function), &query, None, Bytes::new()).await?;
-            Ok(std::io::stdout().lock().write_all(answer.body())?)
+            desk.print(&encoded(function), &[("export", "true")]).await
         }
         StateCommand::Rotate { place } => {
             let (target, key) = place.find()?;
@@ -195,7 +228,7 @@ async fn run(command: &StateCommand) -> anyhow::Result<()> {
                 bail!("{}", detail(answer.body()));
             }
             let told: Value = serde_json::from_slice(answer.body()).context("the answer is not JSON")?;
-            println!("sealed {} values, events and timers anew", told["sealed"]);
+            println!("sealed {} values, events, timers and answers anew", told["sealed"]);
             Ok(())
         }
         StateCommand::Import { function, replace, desk } => import(function, *replace, desk).await,
@@ -223,12 +256,15 @@ async fn list(function: &str, prefix: &str, desk: &DeskArgs) -> anyhow::Result<(
 }
 
 async fn import(function: &str, replace: bool, desk: &DeskArgs) -> anyhow::Result<()> {
-    let mut all = Vec::new();
-    std::io::stdin().read_to_end(&mut all)?;
     let query = [("replace", if replace { "true" } else { "false" })];
-    let answer =
-        desk.ask(Method::POST, &encoded(function), &query, Some("application/jsonl"), all.into()).await?;
-    let told: Value = serde_json::from_slice(answer.body()).context("the answer is not JSON")?;
+    let (target, request, path) = desk.request(Method::POST, &encoded(function), &query)?;
+    let request = request.header(CONTENT_TYPE, "application/jsonl");
+    let lines = upload(tokio::io::stdin(), |_| {});
+    // Without a limit of time: it takes as long as the lines do, and the executor gives up on a caller that falls silent.
+    let told = target.exchange(request, &path, lines, async |answer| {
+        Ok(success(answer).await?.collect().await?.to_bytes())
+    });
+    let told: Value = serde_json::from_slice(&told.await?).context("the answer is not JSON")?;
     let refused = told["refused"].as_array().cloned().unwrap_or_default();
     for one in &refused {
         let key = one["key"].as_str().unwrap_or("?");
