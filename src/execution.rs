@@ -10,6 +10,9 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::{HeaderMap, Method};
 
+/// How long a body may take in all where no call's deadline bounds it.
+pub const BODY_TIME: Duration = Duration::from_mins(5);
+
 /// A request for a function.
 #[derive(Debug)]
 pub struct Request {

@@ -22,6 +22,9 @@ pub const LOGS: HeaderName = HeaderName::from_static("x-open-runtimes-logs");
 /// A function's errors, url-encoded.
 pub const ERRORS: HeaderName = HeaderName::from_static("x-open-runtimes-errors");
 
+/// The most header lines of a function's answer.
+const MOST_FIELDS: usize = 1024;
+
 /// Removes every reserved header.
 pub fn strip_reserved(headers: &mut HeaderMap) {
     while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(RESERVED_PREFIX)).cloned() {
@@ -92,7 +95,16 @@ impl<'de> Visitor<'de> for HeadersVisitor {
                     let value = HeaderValue::from_str(line).map_err(|_| {
                         A::Error::custom(format!("the value of header `{name}` has a control character"))
                     })?;
-                    headers.append(&name, value);
+                    if headers.len() >= MOST_FIELDS {
+                        let text = format!("the response has more than {MOST_FIELDS} headers");
+                        return Err(A::Error::custom(text));
+                    }
+                    // There can be only one, and a function may have set it after the worker did, in another case.
+                    if name == header::CONTENT_TYPE {
+                        headers.insert(&name, value);
+                    } else {
+                        headers.append(&name, value);
+                    }
                 }
             }
         }
@@ -224,6 +236,18 @@ mod tests {
     }
 
     #[test]
+    fn lines_at_the_bound_and_one_above() {
+        let many = |count: usize| {
+            let names = (0..count).map(|n| format!("\"h{n}\":\"\"")).collect::<Vec<_>>();
+            from_function(&format!("{{{}}}", names.join(",")))
+        };
+        assert_eq!(many(MOST_FIELDS).unwrap().len(), MOST_FIELDS);
+        assert!(many(MOST_FIELDS + 1).unwrap_err().to_string().contains("more than 1024 headers"));
+        let one = format!("{{\"x\":\"{}\"}}", "\\n".repeat(MOST_FIELDS));
+        assert!(from_function(&one).is_err(), "lines of one name count as well");
+    }
+
+    #[test]
     fn lists_become_lines_and_scalars_text() {
         let out =
             from_function(r#"{"set-cookie":["a=1","b=2"],"n":5,"t":true,"none":null,"x":"a\nb"}"#).unwrap();
@@ -231,6 +255,8 @@ mod tests {
         assert_eq!(out["n"], "5");
         assert_eq!(out.get_all("x").iter().count(), 2);
         assert!(!out.contains_key("none"));
+        let out = from_function(r#"{"content-type":"application/json","Content-Type":"text/html"}"#).unwrap();
+        assert_eq!(out.get_all("content-type").iter().collect::<Vec<_>>(), ["text/html"]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ fn bad_values_say_what_would_be_good() {
         ("idle-timeout", "0s", "must be from 1ms to 24h"),
         ("max-body", "0", "must be from 1 to 1073741824 bytes"),
         ("max-body", "20 parsecs", "\"64KiB\""),
-        ("max-state", "16777217", "must be from 1 to 16777216 bytes"),
+        ("max-state", "8388609", "must be from 1 to 8388608 bytes"),
         ("max-connections", "", "from 1 to 1000000"),
     ] {
         let ran = run(&home, &[&format!("--{flag}={value}")]);

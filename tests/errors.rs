@@ -72,7 +72,7 @@ fn documents_of_requests_that_reach_no_function() {
 fn a_path_of_our_own_says_which_methods_it_knows() {
     let home = Home::new();
     let server = home.start(&[]);
-    for path in ["/_/health", "/_/executions/x"] {
+    for path in ["/_/health", "/_/metrics", "/_/executions/x"] {
         let reply = server.request("DELETE", path).send();
         assert_eq!(reply.problem(), "405 method-not-allowed front");
         assert_eq!(reply.header("allow"), Some("GET,HEAD"), "{path}");

@@ -198,7 +198,7 @@ def main(context):
         pass
     return context.res.text(str(os.getpid()))
 ";
-    let server = home.python("fun", "timeout = \"1s\"\nmax-instances = 1", code).start(&[]);
+    let server = home.python("fun", "timeout = \"3s\"\nmax-instances = 1", code).start(&[]);
     let pid = pid_of(&server, "/fun");
     assert_eq!(server.get("/fun?loop=1").problem(), "504 deadline function");
     assert_eq!(pid_of(&server, "/fun"), pid, "the loop was interrupted, the instance lives");
@@ -217,7 +217,7 @@ export default ({ req, res }) => {
     process.pid,
   ]);
 };";
-    let server = home.node("fun", "timeout = \"1s\"", code).start(&[]);
+    let server = home.node("fun", "timeout = \"3s\"", code).start(&[]);
     let pids: Vec<i32> = serde_json::from_slice(&server.ok("/fun").body).unwrap();
     assert!(pids.iter().all(|pid| alive(*pid)));
     assert_eq!(server.get("/fun?loop=1").status, 504);

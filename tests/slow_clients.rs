@@ -502,11 +502,11 @@ fn a_sender_that_leaves_in_the_middle() {
 fn http_1_0() {
     let home = Home::new();
     home.node("f", "", NOTE).node("large", "", LARGE);
-    let server = home.start(&["--idle-timeout", "2s"]);
+    let server = home.start(&["--idle-timeout", "20s"]);
     let secret = secret(&server);
     let begun = Instant::now();
     let text = exchange(&server, format!("GET /f/old HTTP/1.0\r\n{secret}\r\n"));
-    assert!(begun.elapsed() < Duration::from_millis(1900), "it closes by itself");
+    assert!(begun.elapsed() < Duration::from_secs(19), "it closes by itself");
     assert_eq!(statuses(&text), [200], "no host is needed: {text}");
     assert!(text.ends_with("\r\n\r\n/old 0"), "{text}");
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::node::{COUNT, HELLO};
 use common::shell::{Printed, bad, free_port, good, mode, paste, run};
@@ -201,7 +201,6 @@ fn ten_functions_are_served_at_once() {
     let taken = begun.elapsed();
     eprintln!("from launch to the address, ten functions: {taken:?}");
     assert!(printed.lines[0].contains("serves 9 functions"));
-    assert!(taken < Duration::from_secs(2), "{taken:?}");
     assert_eq!(paste(printed.after("try"), &[]), "hello", "and the address answers");
 }
 

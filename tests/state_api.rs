@@ -364,11 +364,12 @@ fn sealed_state_is_unreadable_without_its_key() {
     let output = home.run(&["state", "rotate"]);
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
-        output.status.success() && told.contains("sealed 7 "),
-        "two values, a timer, a log of three and its snapshot: {told}"
+        output.status.success() && told.contains("sealed 8 "),
+        "two values, a timer, a log of three and its snapshot, a recorded answer: {told}"
     );
     assert_eq!(server.stop(), 0);
     let mut server = start(TWO);
+    assert_eq!(post(&server, "/f?id=k&timer=t").header("idempotent-replayed"), Some("true"));
     assert_eq!(server.get("/f?id=k").json(), "plain text");
     assert_eq!(server.get("/f?id=before").json(), "old");
     assert_eq!(server.get("/log?id=k").json()["n"], 3);
@@ -402,4 +403,38 @@ fn a_crdt_is_shown_as_its_function_sees_it() {
     assert_eq!(put(&server, "/_/state/sum/s", "1").problem(), "409 state-model store");
     assert_eq!(ask(&server, "GET", "/_/state/sum/s/history").send().problem(), "409 state-model store");
     assert_eq!(ask(&server, "DELETE", "/_/state/sum/s").send().status, 204);
+}
+
+#[test]
+fn operators_see_what_was_counted() {
+    let home = Home::new();
+    home.node("keep", BY_ID, KEEP).node("raises", "", "export default () => { throw new Error('no'); };");
+    let server = home.start(&["--watch"]);
+    let scrape = || ask(&server, "GET", "/_/metrics").send();
+    assert_eq!(server.request("GET", "/_/metrics").send().problem(), "401 unauthorized front");
+    assert_eq!(server.post("/keep?id=a&timer=t&after=0s", "").status, 200);
+    assert_eq!(server.post("/raises", "").status, 500);
+    eventually("the timer is delivered and counted as a call", || {
+        let text = scrape().text();
+        let told = |line: &str| text.lines().any(|one| one == line);
+        (told("executor_timers_total{function=\"keep\",outcome=\"delivered\"} 1")
+            && told("executor_calls_total{function=\"keep\",outcome=\"2xx\"} 2"))
+        .then_some(())
+    });
+    let all = scrape();
+    assert_eq!(
+        all.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    for line in [
+        "executor_calls_total{function=\"raises\",outcome=\"failed\"} 1",
+        "executor_cold_starts_total{function=\"raises\"} 1",
+        "executor_call_duration_seconds_count{function=\"keep\"} 2",
+        "executor_state_conflicts_total{function=\"keep\"} 0",
+        "executor_instances{function=\"keep\"} 1",
+    ] {
+        assert!(all.text().lines().any(|one| one == line), "{line} is not in\n{}", all.text());
+    }
+    std::fs::remove_dir_all(home.functions().join("raises")).unwrap();
+    eventually("what is gone is not told any more", || (!scrape().text().contains("raises")).then_some(()));
 }

@@ -300,8 +300,8 @@ pub struct Config {
 /// The longest path a Unix socket can have is 107 bytes; this is what we append to the data folder.
 const SOCKET_TAIL: usize = "/run/0123456789abcdef0123456789abcdef/link.sock".len();
 const SOCKET_PATH: usize = 107;
-/// A frame carries state and head together.
-const MOST_STATE: u64 = 16 << 20;
+/// A frame carries up to three of these: a snapshot, the events since, and those of the call.
+const MOST_STATE: u64 = 8 << 20;
 
 /// Collects problems instead of stopping at the first.
 struct Checker(Vec<String>);

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use tokio::sync::SemaphorePermit;
 use tokio::time::timeout_at;
 
 use super::deploy::Stand;
 use super::stateful::Fired;
 use crate::build::BuildError;
-use crate::execution::{Body, BodyError, Level, LogLine, Request, Response, Timings};
+use crate::execution::{BODY_TIME, Body, BodyError, Level, LogLine, Request, Response, Timings};
 use crate::function::ManifestError;
 use crate::headers::finish_content_type;
 use crate::link::message::{Fault, ResultHead, StateIn};
@@ -139,6 +140,10 @@ pub enum CallError {
     /// The timer was delivered, changed or cancelled by somebody else.
     #[error("the timer is no longer there")]
     Fired,
+    /// Another version took the function's place before the call had its instance. What was read of the state for the old
+    /// one is of no use to it: the call begins anew and never ends with this.
+    #[error("the function was replaced meanwhile")]
+    Replaced,
     /// The executor is going down.
     #[error("the executor is shutting down")]
     Closing,
@@ -167,33 +172,51 @@ impl Execution {
         if self.executor.is_closing() {
             return Err(CallError::Closing);
         }
-        self.built(request.deadline).await?;
-        if self.deployment.function.state.is_some() {
-            return self.with_state(request, None).await;
+        loop {
+            self.built(request.deadline).await?;
+            let result = if self.deployment.function.state.is_some() {
+                self.with_state(&mut request, None).await
+            } else {
+                self.without_state(&mut request).await
+            };
+            if !matches!(result, Err(CallError::Replaced)) {
+                return result;
+            }
         }
+    }
+
+    async fn without_state(&mut self, request: &mut Request) -> Result<Response, CallError> {
         let executor = self.executor.options.whole_bodies.then(|| Arc::clone(&self.executor));
         let _room = match &executor {
-            Some(executor) => executor.bodies.collect(&mut request).await?,
+            Some(executor) => collect(executor, request).await?,
             None => None,
         };
-        let answer = self.ask(&mut request, None).await?;
+        let answer = self.ask(request, None).await?;
         Ok(respond(answer))
     }
 
     /// Runs the request that a timer makes. The timer comes back for what is to be done when this fails.
     pub(super) async fn fire(
         mut self,
-        request: Request,
+        mut request: Request,
         fired: Fired,
     ) -> (Result<Response, CallError>, Fired) {
+        let begun = Instant::now();
         let result = async {
             if self.executor.is_closing() {
                 return Err(CallError::Closing);
             }
-            self.built(request.deadline).await?;
-            self.with_state(request, Some(&fired)).await
+            loop {
+                self.built(request.deadline).await?;
+                let result = self.with_state(&mut request, Some(&fired)).await;
+                if !matches!(result, Err(CallError::Replaced)) {
+                    return result;
+                }
+            }
         };
-        (result.await, fired)
+        let result = result.await;
+        self.deployment.meter.called(&result, &self.timings, begun.elapsed());
+        (result, fired)
     }
 
     /// Waits for the function's first build.
@@ -275,8 +298,12 @@ impl Execution {
 
     /// The version was replaced between the look-up and now.
     async fn lease_of_successor(&mut self, deadline: Instant) -> Result<Lease, CallError> {
+        let before = self.deployment.function.state.is_some();
         self.deployment = self.successor()?;
         self.built(deadline).await?;
+        if before || self.deployment.function.state.is_some() {
+            return Err(CallError::Replaced);
+        }
         Box::pin(self.lease(deadline)).await
     }
 
@@ -376,6 +403,22 @@ impl Execution {
         self.logs = Some(logs.clone());
         self.executor.records.push(&self.deployment.function.name, request, logs);
     }
+}
+
+/// Reads the request's body. Under the runtime contract, where a call's time begins with the function, a slow sender does
+/// not use up what an instance may take to start.
+pub(super) async fn collect<'a>(
+    executor: &'a Executor,
+    request: &mut Request,
+) -> Result<Option<SemaphorePermit<'a>>, CallError> {
+    let (begun, start_by) = (Instant::now(), request.deadline);
+    if request.limit.is_none() {
+        return executor.bodies.collect(request).await;
+    }
+    request.deadline = start_by + BODY_TIME;
+    let room = executor.bodies.collect(request).await;
+    request.deadline = start_by + begun.elapsed();
+    room
 }
 
 pub(super) fn respond(answer: Answer) -> Response {

@@ -1,7 +1,8 @@
 //! What happens by itself as time passes: timers come due, and what has expired is swept.
 //!
 //! Every host that serves a function looks for its due timers: at once for those it set itself, within [`POLL`] for those of
-//! others. The claim in the store decides who delivers; `stateful/timers.rs` has the rules.
+//! others. The claim in the store decides who delivers; `stateful/timers.rs` has the rules. Each store is looked at by a
+//! loop of its own, so that one that does not answer holds up no timers of another.
 //!
 //! Bounds: [`BATCH`] timers are looked for together, [`DELIVERIES`] of one function are delivered at the same time, so that a
 //! slow one does not hold up the others', and a delivery has at most [`LONGEST`]. One that fails is repeated with
@@ -9,12 +10,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -66,35 +67,39 @@ const ATTEMPT: HeaderName = HeaderName::from_static("x-executor-timer-attempt");
 const NOT_IN_PATH: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'?').add(b'\\');
 
-/// A store and the functions that keep state there.
-type InUse = (Arc<dyn StateStore>, Vec<Arc<str>>);
-
 /// Wakes who waits for the next timer, and counts what is being delivered.
 #[derive(Default)]
 pub(super) struct Clock {
-    /// When the timers' task looks again by itself.
+    /// One for each store, from when timers are delivered.
+    alarms: OnceLock<Vec<Arc<Alarm>>>,
+    flights: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+/// When the timers of one store are looked for.
+struct Alarm {
+    /// When their loop looks again by itself.
     until: AtomicU64,
     wake: Notify,
     /// The last look failed, which was said.
     blind: AtomicBool,
-    flights: Mutex<HashMap<Arc<str>, usize>>,
 }
 
 /// A delivery under way.
 struct Flight {
     executor: Arc<Executor>,
+    /// Of the store that the timer is in.
+    alarm: Arc<Alarm>,
     function: Arc<str>,
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let clock = &self.executor.clock;
-        let mut flights = clock.flights();
+        let mut flights = self.executor.clock.flights();
         if let Some(count) = flights.get_mut(&self.function) {
             *count -= 1;
             // There may be more, that had to wait for a place.
             if *count + 1 == DELIVERIES {
-                clock.wake.notify_one();
+                self.alarm.wake.notify_one();
             }
             if *count == 0 {
                 flights.remove(&self.function);
@@ -104,11 +109,29 @@ impl Drop for Flight {
 }
 
 impl Clock {
-    /// A timer was set for `due`.
+    /// A timer was set for `due`. In which store is not asked: to look in vain costs little.
     pub(super) fn wake_at(&self, due: Millis) {
-        if due < self.until.load(Ordering::SeqCst) {
-            self.wake.notify_one();
+        for alarm in self.alarms.get().into_iter().flatten() {
+            if due < alarm.until.load(Ordering::SeqCst) {
+                alarm.wake.notify_one();
+            }
         }
+    }
+
+    /// Looks into each of `stores` again and again, for ever: when the next timer is due of which `look` told, or one
+    /// that was set meanwhile. The stores do not wait for each other.
+    async fn watch<S: Clone, L: Future<Output = Option<Millis>>>(
+        &self,
+        stores: Vec<S>,
+        look: impl Fn(S, Arc<Alarm>) -> L,
+    ) {
+        let alarms = self.alarms.get_or_init(|| stores.iter().map(|_| Arc::new(Alarm::new())).collect());
+        let look = &look;
+        let loops = stores
+            .into_iter()
+            .zip(alarms)
+            .map(|(store, alarm)| alarm.keep(move || look(store.clone(), Arc::clone(alarm))));
+        join_all(loops).await;
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
@@ -117,6 +140,21 @@ impl Clock {
 
     fn has_room(&self, function: &str) -> bool {
         self.flights().get(function).is_none_or(|count| *count < DELIVERIES)
+    }
+}
+
+impl Alarm {
+    fn new() -> Self {
+        // During the first look everything that is set is news.
+        Self { until: AtomicU64::new(u64::MAX), wake: Notify::new(), blind: AtomicBool::new(false) }
+    }
+
+    /// Looks whenever it is time, for ever.
+    async fn keep<L: Future<Output = Option<Millis>>>(&self, look: impl Fn() -> L) {
+        loop {
+            let next = look().await;
+            self.sleep_until(next).await;
+        }
     }
 
     /// Waits for `due`, or for news of something earlier, but no longer than [`POLL`].
@@ -167,78 +205,73 @@ impl Counts {
 impl Executor {
     /// Delivers timers as they come due, for ever. Cancel safe: what was claimed and not delivered is due again.
     pub async fn deliver_timers(self: Arc<Self>) {
-        loop {
-            let next = self.fire_due().await;
-            self.clock.sleep_until(next).await;
-        }
+        let stores: Vec<_> = self.stores.all().cloned().collect();
+        let look = |store, alarm| Arc::clone(&self).fire_due(store, alarm);
+        self.clock.watch(stores, look).await;
     }
 
-    /// Claims and begins what is due. When the next is.
-    async fn fire_due(self: &Arc<Self>) -> Option<Millis> {
+    /// Claims and begins what is due in `store`. When the next is.
+    async fn fire_due(self: Arc<Self>, store: Arc<dyn StateStore>, alarm: Arc<Alarm>) -> Option<Millis> {
+        let names = self.names_in(&store);
         let mut next = None;
-        for (store, names) in self.stateful() {
-            loop {
-                // Who has no room is asked again when a delivery ends.
-                let names: Vec<_> = names.iter().filter(|name| self.clock.has_room(name)).cloned().collect();
-                let found = match store.due(&names, BATCH).await {
-                    Ok(found) => found,
-                    Err(error) => {
-                        if !self.clock.blind.swap(true, Ordering::Relaxed) {
-                            tracing::warn!("timers wait, because they cannot be looked for: {error}");
-                        }
-                        break;
+        loop {
+            // Who has no room is asked again when a delivery ends.
+            let names: Vec<_> = names.iter().filter(|name| self.clock.has_room(name)).cloned().collect();
+            if names.is_empty() {
+                return next;
+            }
+            let found = match store.due(&names, BATCH).await {
+                Ok(found) => found,
+                Err(error) => {
+                    if !alarm.blind.swap(true, Ordering::Relaxed) {
+                        let store = store.describe();
+                        tracing::warn!(store, "timers wait, because they cannot be looked for: {error}");
                     }
-                };
-                self.clock.blind.store(false, Ordering::Relaxed);
-                let now = now();
-                let (due, later): (Vec<_>, Vec<_>) =
-                    found.into_iter().partition(|(_, record)| record.due.is_some_and(|at| at <= now));
-                let first_later = later.first().and_then(|(_, record)| record.due);
-                next = [next, first_later].into_iter().flatten().min();
-                let flights: Vec<_> = due
-                    .into_iter()
-                    .filter_map(|(function, record)| Some((self.flight(function)?, record)))
-                    .collect();
-                if flights.is_empty() {
-                    break;
+                    return next;
                 }
-                let fire = |(flight, record)| self.fire(&store, flight, record);
-                let fired =
-                    stream::iter(flights).map(fire).buffer_unordered(CLAIMS).collect::<Vec<_>>().await;
-                if !fired.contains(&true) {
-                    // Their function has gone, or the store is away: they would be found again and again.
-                    break;
-                }
+            };
+            alarm.blind.store(false, Ordering::Relaxed);
+            let now = now();
+            let (due, later): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(_, record)| record.due.is_some_and(|at| at <= now));
+            let first_later = later.first().and_then(|(_, record)| record.due);
+            next = [next, first_later].into_iter().flatten().min();
+            let flights: Vec<_> = due
+                .into_iter()
+                .filter_map(|(function, record)| Some((self.flight(&alarm, function)?, record)))
+                .collect();
+            if flights.is_empty() {
+                return next;
+            }
+            let fire = |(flight, record)| self.fire(&store, flight, record);
+            let fired = stream::iter(flights).map(fire).buffer_unordered(CLAIMS).collect::<Vec<_>>().await;
+            if !fired.contains(&true) {
+                // Their function has gone, or the store is away: they would be found again and again.
+                return next;
             }
         }
-        next
     }
 
-    /// The stores in use with the functions that keep state there.
-    fn stateful(&self) -> Vec<InUse> {
-        let mut stores: Vec<InUse> = Vec::new();
+    /// The functions that keep state in `store`.
+    fn names_in(&self, store: &Arc<dyn StateStore>) -> Vec<Arc<str>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        for (name, known) in known.iter() {
-            let Deployed::Serving(deployment) = &known.deployed else { continue };
-            let Some(spec) = &deployment.function.state else { continue };
-            let Ok(store) = self.store_of(spec) else { continue };
-            match stores.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &store)) {
-                Some((_, names)) => names.push(Arc::clone(name)),
-                None => stores.push((store, vec![Arc::clone(name)])),
-            }
-        }
-        stores
+        let serving = known.iter().filter(|(_, known)| {
+            let Deployed::Serving(deployment) = &known.deployed else { return false };
+            let spec = deployment.function.state.as_ref();
+            spec.and_then(|spec| self.store_of(spec).ok()).is_some_and(|own| Arc::ptr_eq(&own, store))
+        });
+        serving.map(|(name, _)| Arc::clone(name)).collect()
     }
 
     /// A place for one delivery of `function`, if there is one.
-    fn flight(self: &Arc<Self>, function: Arc<str>) -> Option<Flight> {
+    fn flight(self: &Arc<Self>, alarm: &Arc<Alarm>, function: Arc<str>) -> Option<Flight> {
         let mut flights = self.clock.flights();
         let count = flights.entry(Arc::clone(&function)).or_default();
         if *count >= DELIVERIES {
             return None;
         }
         *count += 1;
-        Some(Flight { executor: Arc::clone(self), function })
+        Some(Flight { executor: Arc::clone(self), alarm: Arc::clone(alarm), function })
     }
 
     /// Claims one timer and begins its delivery. False: it is as due as before.
@@ -281,6 +314,7 @@ impl Executor {
     ) {
         let request = timer_request(&fired, limit);
         let (timer, id) = (fired.name(), Arc::clone(&request.id));
+        let meter = Arc::clone(&deployment.meter);
         let execution = super::call::Execution {
             executor: Arc::clone(self),
             deployment,
@@ -288,6 +322,7 @@ impl Executor {
             logs: None,
         };
         let (result, fired) = execution.fire(request, fired).await;
+        meter.fired(matches!(result, Ok(_) | Err(CallError::Fired)));
         let error = match result {
             // It is over: the commit of the call removed it, or whoever did was faster.
             Ok(_) | Err(CallError::Fired) => return,
@@ -356,5 +391,57 @@ fn timer_request(fired: &Fired, limit: Duration) -> Request {
         body: Body::Full(Bytes::clone(&payload)),
         deadline: Instant::now() + limit,
         limit: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::time::{self, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_holds_up_no_other() {
+        let (clock, looks) = (Clock::default(), AtomicUsize::new(0));
+        let looks = &looks;
+        let look = |hangs, _| async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            looks.fetch_add(1, Ordering::Relaxed);
+            None
+        };
+        let watched = timeout(POLL * 19 / 2, clock.watch(vec![true, false], look)).await;
+        assert!(watched.is_err(), "it never ends");
+        assert_eq!(looks.load(Ordering::Relaxed), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_is_set_wakes_every_store_that_would_sleep_for_longer() {
+        let (clock, begun) = (Clock::default(), time::Instant::now());
+        let looks: [Mutex<Vec<Duration>>; 2] = Default::default();
+        let seen = &looks;
+        let look = |store: usize, _| async move {
+            seen[store].lock().unwrap().push(begun.elapsed());
+            None
+        };
+        let set = async {
+            time::sleep(POLL / 4).await;
+            clock.wake_at(u64::MAX);
+            time::sleep(POLL / 4).await;
+            clock.wake_at(0);
+        };
+        let both = async { tokio::join!(clock.watch(vec![0, 1], look), set) };
+        assert!(timeout(POLL, both).await.is_err());
+        for times in looks {
+            assert_eq!(times.into_inner().unwrap(), [Duration::ZERO, POLL / 2]);
+        }
+    }
+
+    #[test]
+    fn nobody_is_woken_before_timers_are_delivered() {
+        Clock::default().wake_at(0);
     }
 }

@@ -141,7 +141,8 @@ impl Executor {
             ServedBy::Files => 0,
         };
         let (stand, entity_waiters) = (Stand::Ready(key), AtomicUsize::new(0));
-        Arc::new(Deployment { function: Arc::clone(function), stand, entity_waiters })
+        let meter = self.meters.of(&function.name);
+        Arc::new(Deployment { function: Arc::clone(function), stand, entity_waiters, meter })
     }
 
     fn set(&self, entry: &Entry, deployed: Deployed) -> Option<Deployed> {
@@ -187,7 +188,8 @@ impl Executor {
         let build = self.begin(name)?;
         let (outcome, receiver) = watch::channel(None);
         let (stand, entity_waiters) = (Stand::Building(receiver), AtomicUsize::new(0));
-        let waiting = Arc::new(Deployment { function: Arc::clone(function), stand, entity_waiters });
+        let meter = self.meters.of(name);
+        let waiting = Arc::new(Deployment { function: Arc::clone(function), stand, entity_waiters, meter });
         let (deployed, pending) = (Deployed::Serving(Arc::clone(&waiting)), Some(Arc::clone(&build)));
         self.put(name, Known { deployed, fingerprint, origin: Origin::Folder, pending });
         let (this, function) = (Arc::clone(self), Arc::clone(function));

@@ -2,21 +2,28 @@
 //!
 //! Values are changed under the same version checks as by calls, so an operator and a function that write at the same
 //! time do not lose each other's writes. Only plain values can be put: what events or a CRDT hold follows from what
-//! their function did.
+//! their function did. `import.rs` has what moves in.
+
+mod import;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
+pub use self::import::Moved;
 use super::stateful::{event_id, event_number, show};
 use super::{Change, Deployed, Executor};
 use crate::function::StateSpec;
 use crate::state::{
     Commit, Entity, Kind, Listed, Record, RecordChange, RecordId, RecordWrite, Room, StateStore, StoreError,
-    Value, Versioned, Write, now, sealed_with,
+    Value, Versioned, Write, is_reserved, now, sealed_with,
 };
 use crate::state_key::MAX_KEY;
+use crate::task::Tasks;
 
 /// How often an unconditional change is tried again because somebody else was faster.
 const RETRIES: u32 = 10;
@@ -27,8 +34,9 @@ pub const MAX_LIST: usize = 1000;
 /// Events that one page of a history has.
 const HISTORY_PAGE: usize = 500;
 
-/// Records of one commit of an import.
-const IMPORT_RECORDS: usize = 1000;
+/// Why a value is refused that begins as sealed ones do.
+const RESERVED: &str =
+    "begins with the bytes \"\\0sealed1\", which mark what is encrypted; put another byte in front";
 
 /// Why an operator did not get what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -57,17 +65,22 @@ pub enum DeskError {
     #[error("the key has {0} bytes; at most {MAX_KEY} are allowed")]
     Key(usize),
     /// What is said to be JSON is not.
-    #[error("the value is not JSON: {0}")]
+    #[error("the value {0}")]
     NotJson(String),
+    /// The bytes are none that may be kept.
+    #[error("the value {RESERVED}")]
+    Reserved,
 }
 
 /// Where one function keeps its state.
+#[derive(Clone)]
 pub struct Desk {
     store: Arc<dyn StateStore>,
     function: Arc<str>,
     spec: Option<StateSpec>,
     max_value: u64,
     changes: broadcast::Sender<Change>,
+    tasks: Tasks,
 }
 
 /// A value for people: its version, whether the bytes are JSON, and the bytes.
@@ -102,19 +115,6 @@ impl Condition {
     }
 }
 
-/// All that belongs to an entity, as it is moved between stores.
-#[derive(Debug, Clone)]
-pub struct Moved {
-    /// Its key.
-    pub key: Arc<str>,
-    /// Its value.
-    pub value: Value,
-    /// Its events' bytes; the first has the number 1.
-    pub events: Vec<Bytes>,
-    /// Its timers: name, when it is due, bytes.
-    pub timers: Vec<(String, u64, Bytes)>,
-}
-
 impl Executor {
     /// The state of the function `name`, which need not be deployed: then it is looked for in `store`.
     ///
@@ -133,12 +133,20 @@ impl Executor {
             function: name.into(),
             max_value: self.options.max_state,
             changes: self.changes.clone(),
+            tasks: self.tasks.clone(),
             spec,
         })
     }
 }
 
 impl Desk {
+    /// The desk of a function that is not deployed.
+    #[cfg(test)]
+    pub(crate) fn of_store(store: Arc<dyn StateStore>, function: &str) -> Self {
+        let (changes, tasks) = (broadcast::Sender::new(1), Tasks::default());
+        Self { store, function: function.into(), spec: None, max_value: 1 << 20, changes, tasks }
+    }
+
     /// Whether a change is one of `key`.
     pub fn is_about(&self, change: &Change, key: &str) -> bool {
         change.entity.function == self.function && &*change.entity.key == key
@@ -213,7 +221,7 @@ impl Desk {
     /// Stores a plain value if `condition` holds; its version, and whether it is new.
     ///
     /// # Errors
-    /// `Changed`, `NotPlain`, `TooLarge`, `NotJson`, `Key`, those of the store.
+    /// `Changed`, `NotPlain`, `TooLarge`, `NotJson`, `Reserved`, `Key`, those of the store.
     pub async fn put(
         &self,
         key: &str,
@@ -227,7 +235,10 @@ impl Desk {
         }
         if json {
             serde_json::from_slice::<serde::de::IgnoredAny>(&bytes)
-                .map_err(|error| DeskError::NotJson(error.to_string()))?;
+                .map_err(|error| DeskError::NotJson(format!("is not JSON: {error}")))?;
+        }
+        if is_reserved(&bytes) {
+            return Err(DeskError::Reserved);
         }
         let ttl = self.spec.as_ref().and_then(|spec| spec.ttl);
         let ttl = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
@@ -243,46 +254,49 @@ impl Desk {
             return Err(DeskError::NotPlain(spec.model.name()));
         }
         let entity = self.entity(key)?;
-        self.change(&entity, condition, |_, found| {
-            if let Some(kind @ (Kind::Events | Kind::Crdt)) = found.map(|found| found.value.kind) {
+        let mut last = 0;
+        for _ in 0..RETRIES {
+            let (raw, stored) = self.stored(&entity).await?;
+            let found = stored.as_ref().map_or(0, |stored| stored.version);
+            if !condition.admits(found) {
+                return Err(DeskError::Changed(found));
+            }
+            if let Some(kind @ (Kind::Events | Kind::Crdt)) = stored.as_ref().map(|found| found.value.kind) {
                 return Err(DeskError::NotPlain(if kind == Kind::Events { "events" } else { "crdt" }));
             }
-            Ok((Write::Put(value.clone()), Vec::new()))
-        })
-        .await
+            match self.apply(&entity, Some((raw, Write::Put(value.clone()))), Vec::new()).await {
+                Ok(version) => return Ok((version, stored.is_none())),
+                Err(StoreError::Conflict { found, .. }) => last = found,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(DeskError::Changed(last))
     }
 
-    /// Deletes what is under `key`, events and timers included, if `condition` holds.
+    /// Deletes what is under `key`, events and timers included, if `condition` holds; also what cannot be opened.
     ///
     /// # Errors
     /// `Absent`, `Changed`, `Key`, those of the store.
     pub async fn delete(&self, key: &str, condition: Condition) -> Result<(), DeskError> {
         let entity = self.entity(key)?;
-        self.change(&entity, condition, |entity, found| match found {
-            Some(_) => Ok((Write::Delete, cleared(entity))),
-            None => Err(DeskError::Absent),
-        })
-        .await
-        .map(drop)
-    }
-
-    /// Applies `change` to what is there, again if somebody was faster and there is no condition.
-    async fn change(
-        &self,
-        entity: &Entity,
-        condition: Condition,
-        change: impl Fn(&Entity, Option<&Versioned>) -> Result<(Write, Vec<RecordChange>), DeskError>,
-    ) -> Result<(u64, bool), DeskError> {
         let mut last = 0;
         for _ in 0..RETRIES {
-            let (raw, stored) = self.stored(entity).await?;
-            let found = stored.as_ref().map_or(0, |stored| stored.version);
+            // A list tells of a value without reading it; of the keys that begin so, this one is the first.
+            let listed = self.store.list(&self.function, key, None, 1).await?;
+            let listed = listed.into_iter().find(|one| *one.key == *key);
+            let raw = listed.as_ref().map_or(0, |one| one.version);
+            let (now, mut found) = (now(), 0);
+            if listed.is_some_and(|one| one.expires.is_none_or(|at| at > now)) {
+                found = raw;
+            }
             if !condition.admits(found) {
                 return Err(DeskError::Changed(found));
             }
-            let (write, records) = change(entity, stored.as_ref())?;
-            match self.apply(entity, Some((raw, write)), records).await {
-                Ok(version) => return Ok((version, stored.is_none())),
+            if found == 0 {
+                return Err(DeskError::Absent);
+            }
+            match self.apply(&entity, Some((raw, Write::Delete)), cleared(&entity)).await {
+                Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { found, .. }) => last = found,
                 Err(error) => return Err(error.into()),
             }
@@ -319,21 +333,27 @@ impl Desk {
     /// # Errors
     /// `Key`, those of the store.
     pub async fn export(&self, key: &str) -> Result<Option<Moved>, DeskError> {
-        let entity = self.entity(key)?;
+        let whole = self.whole(&self.entity(key)?).await?;
+        Ok(whole.map(|(_, moved)| moved))
+    }
+
+    /// All that belongs to `entity`, and the version of its value.
+    async fn whole(&self, entity: &Entity) -> Result<Option<(u64, Moved)>, DeskError> {
         for _ in 0..RETRIES {
-            let (version, Some(Versioned { value, .. })) = self.stored(&entity).await? else {
+            let (version, Some(Versioned { value, .. })) = self.stored(entity).await? else {
                 return Ok(None);
             };
-            let records = self.all_records(&entity, Room::Event).await?;
+            let records = self.all_records(entity, Room::Event).await?;
             let events = records.into_iter().map(|record| record.bytes).collect();
-            let timers = self.all_records(&entity, Room::Timer).await?;
+            let timers = self.all_records(entity, Room::Timer).await?;
             let timers = timers.into_iter().filter_map(|record| {
                 Some((String::from_utf8(record.id.sub.to_vec()).ok()?, record.due?, record.bytes))
             });
             let timers = timers.collect();
             // Value and records belong together only if nothing happened in between.
-            if self.stored(&entity).await?.0 == version {
-                return Ok(Some(Moved { key: entity.key, value, events, timers }));
+            if self.stored(entity).await?.0 == version {
+                let key = Arc::clone(&entity.key);
+                return Ok(Some((version, Moved { key, value, events, timers })));
             }
         }
         Err(DeskError::Changed(0))
@@ -351,48 +371,6 @@ impl Desk {
             from.sub = next.into();
             all.extend(page);
         }
-    }
-
-    /// Stores all that belongs to an entity, wholly or not at all. What is there already is refused, or replaced.
-    ///
-    /// # Errors
-    /// `Changed`: there is something under the key. `TooLarge`, `Key`, those of the store.
-    pub async fn import(&self, moved: &Moved, replace: bool) -> Result<(), DeskError> {
-        let size = moved.value.bytes.len() as u64;
-        if size > self.max_value.saturating_mul(2) {
-            return Err(DeskError::TooLarge(size, self.max_value.saturating_mul(2)));
-        }
-        let entity = self.entity(&moved.key)?;
-        let (raw, stored) = self.stored(&entity).await?;
-        if let Some(stored) = &stored
-            && !replace
-        {
-            return Err(DeskError::Changed(stored.version));
-        }
-        let mut records = cleared(&entity);
-        let put = |id, bytes: &Bytes, due| RecordChange {
-            id,
-            expected: None,
-            write: RecordWrite::Put { bytes: bytes.clone(), due, expires: None },
-        };
-        let numbered = (1..).zip(&moved.events);
-        records.extend(numbered.map(|(number, bytes)| put(event_id(&entity.key, number), bytes, None)));
-        records.extend(moved.timers.iter().map(|(name, due, bytes)| {
-            let sub = Bytes::copy_from_slice(name.as_bytes());
-            put(RecordId { room: Room::Timer, key: Arc::clone(&entity.key), sub }, bytes, Some(*due))
-        }));
-        let write = (raw, Write::Put(moved.value.clone()));
-        if records.len() <= IMPORT_RECORDS {
-            return Ok(self.apply(&entity, Some(write), records).await.map(drop)?);
-        }
-        // More than one commit holds. What was there goes first and the new value comes last: nobody sees records without
-        // their value, so whoever looks finds nothing or all.
-        self.apply(&entity, Some((raw, Write::Delete)), Vec::new()).await?;
-        for some in records.chunks(IMPORT_RECORDS) {
-            self.apply(&entity, None, some.to_vec()).await?;
-        }
-        let write = (0, Write::Put(moved.value.clone()));
-        Ok(self.apply(&entity, Some(write), Vec::new()).await.map(drop)?)
     }
 }
 

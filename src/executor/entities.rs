@@ -26,6 +26,17 @@ impl Entities {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The entity, if nobody has it.
+    pub(super) fn free(self: &Arc<Self>, entity: &Entity) -> Option<Turn> {
+        match self.lock().entry(entity.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(VecDeque::new());
+                Some(Turn { entities: Arc::clone(self), entity: Some(entity.clone()) })
+            }
+            Entry::Occupied(_) => None,
+        }
+    }
+
     /// Waits for the entity; `None`: `most` others wait for it already. Cancel safe.
     pub(super) async fn turn(self: &Arc<Self>, entity: &Entity, most: usize) -> Option<Turn> {
         let receiver = match self.lock().entry(entity.clone()) {

@@ -16,6 +16,7 @@ mod desk;
 mod entities;
 mod foreign;
 pub mod guests;
+mod meters;
 mod records;
 mod stateful;
 mod stores;
@@ -30,6 +31,7 @@ use self::bodies::Bodies;
 use self::clock::{Clock, Counts};
 use self::deploy::{Known, Stand};
 use self::entities::Entities;
+use self::meters::{Meter, Meters};
 use self::records::Records;
 use tokio::sync::broadcast;
 
@@ -91,6 +93,7 @@ pub struct Deployment {
     pub function: Arc<Function>,
     stand: Stand,
     entity_waiters: AtomicUsize,
+    meter: Arc<Meter>,
 }
 
 /// What is known under a name.
@@ -120,6 +123,7 @@ pub struct Executor {
     known: RwLock<HashMap<Arc<str>, Known>>,
     tasks: Tasks,
     records: Records,
+    meters: Meters,
     closing: AtomicBool,
 }
 
@@ -148,6 +152,7 @@ impl Executor {
             known: RwLock::default(),
             tasks: Tasks::default(),
             records: Records::default(),
+            meters: Meters::default(),
             closing: AtomicBool::new(false),
         })
     }
@@ -194,6 +199,21 @@ impl Executor {
         self.pool.total()
     }
 
+    /// What was counted so far, in the text format of `OpenMetrics` 1.0.
+    pub fn metrics(&self) -> String {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let now: Vec<_> = known
+            .iter()
+            .filter_map(|(name, known)| {
+                let Deployed::Serving(deployment) = &known.deployed else { return None };
+                let (instances, waiting) = self.counts(deployment);
+                Some((Arc::clone(name), instances, waiting))
+            })
+            .collect();
+        drop(known);
+        self.meters.text(now)
+    }
+
     /// Live instances and waiting calls of a function.
     pub fn counts(&self, deployment: &Deployment) -> (usize, usize) {
         deployment.key().map_or((0, 0), |key| self.pool.counts(key))
@@ -224,9 +244,10 @@ impl Executor {
     ) -> FinishAlways<T> {
         let executor = Arc::clone(self);
         self.tasks.finish_always("call", async move {
-            let timings = Timings::default();
+            let (begun, timings) = (Instant::now(), Timings::default());
             let mut execution = Execution { executor, deployment, timings, logs: None };
             let result = execution.run(request).await;
+            execution.deployment.meter.called(&result, &execution.timings, begun.elapsed());
             then(Outcome { result, timings: execution.timings, logs: execution.logs })
         })
     }

@@ -142,6 +142,7 @@ pub fn of_call(error: &CallError) -> Option<Problem> {
         | CallError::KeyReused
         | CallError::TimerPath
         | CallError::Fired
+        | CallError::Replaced
         | CallError::Raised => {}
     }
     Some(problem)
@@ -199,7 +200,7 @@ fn kind_of(error: &CallError) -> Option<(StatusCode, &'static str, &'static str,
             (S::SERVICE_UNAVAILABLE, "store-unavailable", "The state store is not available", "store")
         }
         CallError::Store(_) => (S::INTERNAL_SERVER_ERROR, "store-failed", "The state store failed", "store"),
-        CallError::Conflict | CallError::Changed | CallError::Fired => {
+        CallError::Conflict | CallError::Changed | CallError::Fired | CallError::Replaced => {
             (S::CONFLICT, "state-conflict", "The state was changed by others", "store")
         }
         CallError::StateTooNew { .. } => {
@@ -264,6 +265,7 @@ pub fn of_desk(error: &DeskError) -> Problem {
         }
         DeskError::Key(_) => (S::BAD_REQUEST, "bad-key"),
         DeskError::NotJson(_) => (S::BAD_REQUEST, "not-json"),
+        DeskError::Reserved => (S::BAD_REQUEST, "reserved-bytes"),
         DeskError::Store(StoreError::Unavailable(_) | StoreError::Closed) => {
             (S::SERVICE_UNAVAILABLE, "store-unavailable")
         }

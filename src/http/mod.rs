@@ -117,6 +117,7 @@ impl Service {
 fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/_/health", get(admin::health))
+        .route("/_/metrics", get(admin::metrics))
         .route("/_/executions/{id}", get(admin::execution))
         .route("/_/functions", get(functions::list))
         .route("/_/functions/{name}", get(functions::one).put(functions::deploy).delete(functions::remove))

@@ -117,20 +117,40 @@ pub(super) fn number(environment: &Environment, name: &str, usual: u64, output: 
     })
 }
 
+/// The timings that a start writes.
+const OURS: [&str; 4] = ["symlink", "extract", "prepare", "startup"];
+
 /// Appends one timing. Without a folder for it there are no timings.
 pub(super) fn record(telemetry: &Path, what: &str, took: Duration) {
     let file = OpenOptions::new().append(true).create(true).open(telemetry.join("timings.txt"));
     let _ = file.and_then(|mut file| writeln!(file, "{what}={:.3}", took.as_secs_f64()));
 }
 
-/// Timings are those of one start.
+/// Our timings are those of one start; the host's, written before it, stay.
 pub(super) fn forget_timings(telemetry: &Path) {
-    let _ = std::fs::remove_file(telemetry.join("timings.txt"));
+    let file = telemetry.join("timings.txt");
+    let Ok(text) = std::fs::read_to_string(&file) else { return };
+    let ours = |line: &&str| line.split_once('=').is_some_and(|(name, _)| OURS.contains(&name));
+    let others = text.lines().filter(|line| !ours(line)).fold(String::new(), |all, line| all + line + "\n");
+    let _ = std::fs::write(&file, others);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hosts_timings_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("timings.txt");
+        forget_timings(folder.path());
+        assert!(!file.exists());
+        std::fs::write(&file, "local_download=0.1\nstartup=1\nextract=2\nremote_download=0.2").unwrap();
+        forget_timings(folder.path());
+        record(folder.path(), "extract", Duration::from_millis(5));
+        let all = "local_download=0.1\nremote_download=0.2\nextract=0.005\n";
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), all);
+    }
 
     #[test]
     fn only_known_keys_and_the_first_equals_sign_count() {

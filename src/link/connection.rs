@@ -185,10 +185,7 @@ impl Connection {
     /// Sends a request. The reply comes through the returned [`Call`].
     pub fn call(&self, request: &mut Request, state: Option<&StateIn>) -> Call {
         let (sender, reply) = oneshot::channel();
-        let upload = match &request.body {
-            Body::Full(_) => None,
-            Body::Stream(_) => Some(Arc::new(Semaphore::new(WINDOW))),
-        };
+        let upload = message::inline(&request.body).is_none().then(|| Arc::new(Semaphore::new(WINDOW)));
         let (id, alone) = {
             let mut calls = lock(&self.shared.calls);
             let id = calls.next_id();
@@ -209,13 +206,18 @@ impl Connection {
             let now = Instant::now();
             self.shared.send(alone, |out| message::encode_call(out, id, request, state, now));
         }
-        let mut body = None;
-        if let Some(credit) = upload
-            && let Body::Stream(stream) = std::mem::replace(&mut request.body, Body::Full(Bytes::new()))
-        {
-            body = Some(Upload { body: Some(stream), rest: Bytes::new(), credit });
-        }
-        Call { shared: Arc::clone(&self.shared), id, reply, upload: body, finished: false }
+        let upload = upload.map(|credit| {
+            let (body, rest) = match std::mem::replace(&mut request.body, Body::Full(Bytes::new())) {
+                Body::Stream(stream) => (stream, Bytes::new()),
+                Body::Full(all) => {
+                    // The request may be sent again.
+                    request.body = Body::Full(all.clone());
+                    (futures_util::stream::empty().boxed(), all)
+                }
+            };
+            Upload { body: Some(body), rest, credit }
+        });
+        Call { shared: Arc::clone(&self.shared), id, reply, upload, finished: false }
     }
 
     /// Asks the worker to stop its Contexts and leave. Resolves when it says STOPPED; never, if it does not.

@@ -12,6 +12,11 @@ pub const HEADER: usize = 9;
 pub const WINDOW: usize = 256 << 10;
 /// The largest payload of one DATA frame.
 pub const MAX_DATA: usize = 64 << 10;
+/// The largest request body that goes within its CALL. Larger ones go as DATA, so that state and body together never
+/// exceed a frame.
+pub const MAX_INLINE: usize = 1 << 20;
+/// The most bytes of state in one CALL: what a frame has besides body and head.
+pub const MAX_STATE_IN: usize = MAX_FRAME - MAX_INLINE - (2 << 20);
 
 /// What a frame is. The numbers are the wire's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -34,6 +34,14 @@ impl Logs {
         lines
     }
 
+    /// A copy that gets no more lines.
+    #[must_use]
+    pub fn so_far(&self) -> Self {
+        let book = self.lock();
+        let LogBook { lines, bytes, dropped } = &*book;
+        Self(Arc::new(Mutex::new(LogBook { lines: lines.clone(), bytes: *bytes, dropped: *dropped })))
+    }
+
     /// What the lines take.
     pub fn bytes(&self) -> usize {
         self.lock().bytes

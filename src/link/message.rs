@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::execution::{Body, Request};
 use crate::headers::{FromFunction, Joined};
-use crate::link::frame::{self, Kind};
+use crate::link::frame::{self, Kind, MAX_INLINE};
 
 /// The link's protocol version.
 pub const PROTOCOL: u32 = 1;
@@ -184,12 +184,17 @@ pub struct TimerChange {
     /// Milliseconds since 1970.
     #[serde(default)]
     pub at: Option<u64>,
-    /// JSON for the request that is made of it.
-    #[serde(default)]
+    /// JSON for the request that is made of it; `null` is JSON, too.
+    #[serde(default, deserialize_with = "some")]
     pub payload: Option<Box<RawValue>>,
     /// There is to be none of this name.
     #[serde(default)]
     pub cancel: bool,
+}
+
+/// A field that is there, whatever it holds.
+pub fn some<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Deserialize::deserialize(from).map(Some)
 }
 
 /// What state bytes are, on the wire.
@@ -255,6 +260,14 @@ struct StateHead<'a> {
     readonly: bool,
 }
 
+/// What of a body goes within its CALL; none: it follows as DATA.
+pub fn inline(body: &Body) -> Option<&[u8]> {
+    match body {
+        Body::Full(body) if body.len() <= MAX_INLINE => Some(body),
+        _ => None,
+    }
+}
+
 /// Appends the CALL frame of `request`.
 pub fn encode_call(out: &mut Vec<u8>, call: u32, request: &Request, state: Option<&StateIn>, now: Instant) {
     let left = request.deadline.saturating_duration_since(now);
@@ -268,7 +281,7 @@ pub fn encode_call(out: &mut Vec<u8>, call: u32, request: &Request, state: Optio
         query: &request.query,
         headers: Joined(&request.headers),
         timeout: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-        stream: matches!(request.body, Body::Stream(_)),
+        stream: inline(&request.body).is_none(),
         state: state.map(|s| StateHead {
             key: &s.key,
             version: s.version,
@@ -288,9 +301,7 @@ pub fn encode_call(out: &mut Vec<u8>, call: u32, request: &Request, state: Optio
         if let Some(state) = state {
             out.extend_from_slice(&state.bytes);
         }
-        if let Body::Full(body) = &request.body {
-            out.extend_from_slice(body);
-        }
+        out.extend_from_slice(inline(&request.body).unwrap_or_default());
     });
 }
 

@@ -243,6 +243,33 @@ impl RecordChange {
     }
 }
 
+/// Where records are: all those of one function, room and key.
+pub type Shelf = (Entity, Room);
+
+/// Where [`super::StateStore::shelves`] goes on. Made by a store, and read by it alone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Cursor {
+    /// After this one, in the order of function, room and key.
+    After(Shelf),
+    /// Where the server says.
+    At(u64),
+}
+
+impl Cursor {
+    /// The shelf to go on after.
+    pub(super) fn shelf(from: Option<Self>) -> Option<Shelf> {
+        match from {
+            Some(Self::After(shelf)) => Some(shelf),
+            Some(Self::At(_)) | None => None,
+        }
+    }
+
+    /// Where it goes on after `page`, which is the last one unless there is as much in it as there may be.
+    pub(super) fn behind(page: &[Shelf], limit: usize) -> Option<Self> {
+        page.last().filter(|_| page.len() >= limit).cloned().map(Self::After)
+    }
+}
+
 /// An entity in a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listed {

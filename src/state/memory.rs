@@ -9,8 +9,8 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    BoxFuture, Commit, Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordChange, RecordId, RecordWrite,
-    Room, StateStore, StoreError, Versioned, Write,
+    BoxFuture, Commit, Cursor, Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordChange, RecordId,
+    RecordWrite, Room, Shelf, Shelves, StateStore, StoreError, Versioned, Write,
 };
 
 /// State in a map.
@@ -105,6 +105,36 @@ impl MemoryStore {
         let swept = (limit - left.0) + (limit - left.1);
         shared.sequence += u64::from(swept > 0);
         Ok(swept)
+    }
+}
+
+impl Shared {
+    /// At most `limit` shelves that follow `after`.
+    fn shelves(&self, after: Option<&Shelf>, limit: usize) -> Vec<Shelf> {
+        let mut page: Vec<Shelf> = Vec::new();
+        let first = after.map_or("", |(entity, _)| &*entity.function);
+        for (name, function) in self.functions.range::<str, _>((Bound::Included(first), Bound::Unbounded)) {
+            let begin = after.filter(|(entity, _)| entity.function == *name).map(|(entity, room)| RecordId {
+                room: *room,
+                key: Arc::clone(&entity.key),
+                sub: bytes::Bytes::new(),
+            });
+            let begin = begin.as_ref().map_or(Bound::Unbounded, Bound::Included);
+            for id in function.records.range((begin, Bound::Unbounded)).map(|(id, _)| id) {
+                let is_known = |(entity, room): &Shelf| {
+                    entity.function == *name && *room == id.room && entity.key == id.key
+                };
+                if page.last().or(after).is_some_and(is_known) {
+                    continue;
+                }
+                if page.len() >= limit {
+                    return page;
+                }
+                let entity = Entity { function: Arc::clone(name), key: Arc::clone(&id.key) };
+                page.push((entity, id.room));
+            }
+        }
+        page
     }
 }
 
@@ -242,6 +272,14 @@ impl StateStore for MemoryStore {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
         Box::pin(ready(self.of(function, |function| function.list(prefix, after, limit))))
+    }
+
+    fn shelves(&self, from: Option<Cursor>, limit: usize) -> BoxFuture<'_, Result<Shelves, StoreError>> {
+        let page = self.lock().map(|shared| shared.shelves(Cursor::shelf(from).as_ref(), limit));
+        Box::pin(ready(page.map(|page| {
+            let next = Cursor::behind(&page, limit);
+            (page, next)
+        })))
     }
 
     fn functions(&self) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {

@@ -61,13 +61,13 @@ use std::sync::Arc;
 
 pub use address::Address;
 pub use commit::{
-    Commit, Entity, Kind, Listed, MAX_RECORDS, Millis, Record, RecordChange, RecordId, RecordWrite, Room,
-    Value, Versioned, Write, now,
+    Commit, Cursor, Entity, Kind, Listed, MAX_RECORDS, Millis, Record, RecordChange, RecordId, RecordWrite,
+    Room, Shelf, Value, Versioned, Write, now,
 };
 pub use memory::MemoryStore;
 pub use postgres::PostgresStore;
 pub use redis::RedisStore;
-pub use sealed::{Keys, SealedStore, sealed_with};
+pub use sealed::{Keys, SEAL_BYTES, SealedStore, is_reserved, sealed_with};
 pub use sqlite::{DEFAULT_CACHE_BYTES, SqliteStore};
 
 /// The largest record a store takes: names and value together, in bytes (64 MiB).
@@ -84,6 +84,9 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A record with a due time, and the function it belongs to.
 pub type Due = (Arc<str>, Record);
+
+/// A page of shelves, and where the next one begins.
+pub type Shelves = (Vec<Shelf>, Option<Cursor>);
 
 /// What went wrong underneath, shared because one failure can answer many commits.
 pub type Cause = Arc<dyn Error + Send + Sync>;
@@ -284,7 +287,8 @@ pub trait StateStore: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<Due>, StoreError>>;
 
     /// The entities of `function` whose key begins with `prefix` and follows `after` in the order of bytes (an empty
-    /// `after` is before all but the empty key; none: from the first), in that order, at most `limit`.
+    /// `after` is before all but the empty key; none: from the first), in that order: `limit` of them, as far as one
+    /// answer holds as many, and fewer only if no more are there.
     ///
     /// # Errors
     /// As for `get`.
@@ -298,6 +302,17 @@ pub trait StateStore: Send + Sync {
         after: Option<&'a str>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>>;
+
+    /// Where there are records, of whatever function: about `limit` shelves from `from` on (none: from the first), and
+    /// where the next page begins; none: this was the last, and an empty one need not be. In no order that all stores
+    /// share. A shelf that is there all the while is named once at the least.
+    ///
+    /// # Errors
+    /// As for `get`.
+    ///
+    /// # Cancel safety
+    /// As for `get`.
+    fn shelves(&self, from: Option<Cursor>, limit: usize) -> BoxFuture<'_, Result<Shelves, StoreError>>;
 
     /// The names of all functions that have something in the store, in the order of bytes.
     ///
@@ -318,7 +333,12 @@ pub trait StateStore: Send + Sync {
     fn count<'a>(&'a self, function: &'a str) -> BoxFuture<'a, Result<u64, StoreError>>;
 
     /// Removes values and records that expired at `now` or before, at most `limit` of each, and says how many of
-    /// both went. A value's [`Room::Event`] records go with it; other records have times of their own.
+    /// both went; 0: there is nothing to do. A value's [`Room::Event`] records go with it; other records have times of
+    /// their own.
+    ///
+    /// A store that others wait for removes at most [`MAX_RECORDS`] events at once. A value with more of them has ended
+    /// for everybody from then on, whatever their clocks say; it goes with the last of its events, and may count more
+    /// than once until then.
     ///
     /// # Errors
     /// As for `apply`, without conflicts.
@@ -330,7 +350,8 @@ pub trait StateStore: Send + Sync {
     /// Seals anew what is not sealed with the first key, and says how much that was. Without keys there is nothing to do.
     ///
     /// # Errors
-    /// As for `apply`; what was done until then stays done.
+    /// As for `apply`; what was done until then stays done. `Corrupt` if something does not open: then all the rest was
+    /// done.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the rest as it was.

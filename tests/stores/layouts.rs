@@ -6,7 +6,7 @@ use executor::state::{Kind, StoreError, Value, Write};
 
 use super::contract::{self, entity, json};
 use super::servers::{Database, Postgres, Redis};
-use super::{opened, records};
+use super::{contract_records, opened, records};
 
 /// Keys whose old values are `[<index>]`.
 const OLD: [&str; 5] = ["", "a", "a:b", "é", "🦀"];
@@ -180,5 +180,14 @@ async fn a_redis_user_without_rights_is_told_which_and_nothing_is_done() {
     store.commit(&entity("f", "new"), 0, json("1")).await.unwrap();
     records::keeps_records(&store).await;
     assert!(store.health().await.is_ok());
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_without_values_do_not_end_a_list() {
+    let server = Redis::start(&[]);
+    let store = opened(&server.url()).await;
+    let rob = |key: &str| drop(server.cli(&["del", &format!("executor:state:6:robbed:{key}")]));
+    contract_records::robbed_keys_do_not_end_a_list(&store, rob).await;
     store.close().await;
 }

@@ -9,6 +9,7 @@ use executor::state::{
 use tokio::task::JoinSet;
 
 use super::contract::{Store, entity, json};
+use super::contract_records;
 use super::opened;
 use super::servers::{Postgres, Redis};
 
@@ -266,4 +267,14 @@ async fn redis_keeps_nothing_of_what_is_gone() {
     store.sweep(9, 100).await.unwrap();
     assert_eq!(server.cli(&["dbsize"]), "2", "{}", server.cli(&["--scan"]));
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_log_is_swept_in_steps() {
+    let (_database, _server, stores) = pairs().await;
+    for [store, other] in stores {
+        assert_eq!(contract_records::a_sweep_takes_a_long_log(&store).await, 4);
+        store.close().await;
+        other.close().await;
+    }
 }

@@ -7,18 +7,18 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::models::too_large;
-use crate::link::message::{MAX_EVENTS, StateChange, StateKind};
+use crate::link::message::{MAX_EVENTS, StateChange, StateKind, some};
 use crate::state::{Entity, Millis, RecordChange, RecordId, RecordWrite, Room, StateStore, StoreError};
 
 /// How many events one read asks for.
 const PAGE: usize = 1000;
 
 /// Bytes in front of the folded state.
-const HEAD: usize = 17;
+pub(super) const HEAD: usize = 17;
 
 /// An event's type has at most this many bytes.
 const MAX_TYPE: usize = 128;
@@ -70,11 +70,6 @@ struct Emitted {
     r#type: String,
     #[serde(default, deserialize_with = "some")]
     data: Option<Box<RawValue>>,
-}
-
-/// `null` is data, too.
-fn some<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<RawValue>>, D::Error> {
-    Deserialize::deserialize(from).map(Some)
 }
 
 #[derive(Serialize)]
@@ -157,8 +152,10 @@ impl Snapshot {
             after.last += 1;
             let kept = Kept { at: now, r#type: &r#type, data: data.as_deref() };
             let bytes = serde_json::to_vec(&kept).map_err(|error| error.to_string())?;
-            if bytes.len() as u64 > most {
-                return Err(format!("An event has {} bytes, more than the limit of {most}.", bytes.len()));
+            // The function's part of it: what we add is not the function's fault.
+            let size = r#type.len() + data.as_ref().map_or(0, |data| data.get().len());
+            if size as u64 > most {
+                return Err(format!("An event has {size} bytes, more than the limit of {most}."));
             }
             let write = RecordWrite::Put { bytes: bytes.into(), due: None, expires: None };
             records.push(RecordChange { id: id(&entity.key, after.last), expected: None, write });
@@ -272,7 +269,7 @@ mod tests {
         assert!(after(&before, "", &named(MAX_TYPE + 1)).is_err());
         assert!(after(&before, "", &named(0)).is_err());
         let large = |n: usize| format!(r#"[{{"type":"a","data":"{}"}}]"#, "x".repeat(n));
-        let room = 1000 - r#"{"at":5,"type":"a","data":""}"#.len();
+        let room = 1000 - r#"a"""#.len();
         assert!(after(&before, "", &large(room)).is_ok());
         assert!(after(&before, "", &large(room + 1)).is_err());
         assert!(after(&before, &"1".repeat(1000), "[]").is_ok());

@@ -35,10 +35,11 @@ pub(super) use self::models::show;
 use self::models::{Effect, Loaded, ValueChange, corrupt};
 use self::once::{Found, Once};
 pub(super) use self::timers::{Fired, TIMER_PATH, pending_of};
-use super::call::{Answer, CONFLICT_RETRIES, CallError, Execution, Stage, respond};
+use super::call::{Answer, CONFLICT_RETRIES, CallError, Execution, Stage, collect, respond};
 use super::entities::Entities;
 use crate::execution::{Body, Request, Response};
 use crate::function::{Model, OnConflict, StateSpec};
+use crate::link::frame::MAX_STATE_IN;
 use crate::state::crdt::{By, Crdt, Ops};
 use crate::state::{Commit, Entity, Kind, Millis, RecordChange, StateStore, StoreError, Value, Write, now};
 
@@ -52,7 +53,7 @@ impl Execution {
     /// Runs `request` on a function that keeps state; on behalf of a timer, if one `fired`.
     pub(super) async fn with_state(
         &mut self,
-        mut request: Request,
+        request: &mut Request,
         fired: Option<&Fired>,
     ) -> Result<Response, CallError> {
         let deployment = Arc::clone(&self.deployment);
@@ -61,13 +62,13 @@ impl Execution {
         let key = match fired {
             Some(fired) => fired.key(),
             None if request.path.starts_with(TIMER_PATH) => return Err(CallError::TimerPath),
-            None => spec.key.fill(&request)?,
+            None => spec.key.fill(request)?,
         };
-        let once = if fired.is_none() { Once::of(&request, spec.retention)? } else { None };
+        let once = if fired.is_none() { Once::of(request, spec.retention)? } else { None };
         // A client that sends slowly must not hold up others on the same entity.
         let executor = Arc::clone(&self.executor);
-        let _room = executor.bodies.collect(&mut request).await?;
-        let once = once.map(|once| once.about(&request));
+        let _room = collect(&executor, request).await?;
+        let once = once.map(|once| once.about(request));
         let store = self.executor.store_of(spec)?;
         let entity = Entity { function: Arc::clone(&self.deployment.function.name), key };
         // Who repeats a request waits for the first, whatever entity either is about.
@@ -87,7 +88,7 @@ impl Execution {
         };
         let id = Arc::clone(&request.id);
         let scene = Scene { spec, store: &*store, entity: &entity, id, once, fired, readonly };
-        self.attempts(&scene, &mut request).await
+        self.attempts(&scene, request).await
     }
 
     async fn attempts(&mut self, scene: &Scene<'_>, request: &mut Request) -> Result<Response, CallError> {
@@ -129,7 +130,7 @@ impl Execution {
     async fn recorded(&mut self, scene: &Scene<'_>, deadline: Instant) -> Result<Found, CallError> {
         let Some(once) = &scene.once else { return Ok(Found::Nothing(0)) };
         let read = scene.store.record(&scene.entity.function, once.id());
-        once.found(self.stored(deadline, read).await?)
+        once.found(self.stored(deadline, read).await?, scene.entity)
     }
 
     /// Reads the state and makes of it what the worker gets.
@@ -138,13 +139,22 @@ impl Execution {
         for _ in 0..EVENT_RETRIES {
             let versioned = self.stored(deadline, store.get(entity)).await?;
             let mut loaded = Loaded::of(spec, entity, versioned, scene.readonly, now())?;
-            let Some(wanted) = loaded.wanted_events() else { return Ok(loaded) };
-            let reading = events::read(store, entity, wanted);
-            let events = self.stored(deadline, reading).await?;
-            if loaded.take_events(&events) {
-                return Ok(loaded);
+            if let Some(wanted) = loaded.wanted_events() {
+                let reading = events::read(store, entity, wanted);
+                let events = self.stored(deadline, reading).await?;
+                if !loaded.take_events(&events) {
+                    // Somebody began the log anew between the two reads.
+                    continue;
+                }
             }
-            // Somebody began the log anew between the two reads.
+            if loaded.input.bytes.len() > MAX_STATE_IN {
+                let why = format!(
+                    "the function would be handed {} bytes of it, and {MAX_STATE_IN} is the most",
+                    loaded.input.bytes.len()
+                );
+                return Err(corrupt(entity, &why));
+            }
+            return Ok(loaded);
         }
         Err(corrupt(entity, "events are missing"))
     }
@@ -170,7 +180,7 @@ impl Execution {
                 fired.finish(scene.entity, &mut effect.records);
             }
             if let Some(once) = &scene.once {
-                effect.records.push(once.record(answer, replaces, at)?);
+                effect.records.push(once.record(scene.entity, answer, replaces, at)?);
             }
             Ok(effect)
         };
@@ -327,6 +337,10 @@ impl Execution {
         entity: &Entity,
         deadline: Instant,
     ) -> Result<super::entities::Turn, CallError> {
+        // Who need not wait is not counted: those who wait for another entity must not keep it out.
+        if let Some(turn) = entities.free(entity) {
+            return Ok(turn);
+        }
         let begun = Instant::now();
         let waiters = &self.deployment.entity_waiters;
         let most = self.executor.options.queue;

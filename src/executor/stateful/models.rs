@@ -14,7 +14,9 @@ use crate::executor::CallError;
 use crate::function::{Model, StateSpec};
 use crate::link::message::{StateAction, StateChange, StateIn, StateKind};
 use crate::state::crdt::{Crdt, CrdtType, Ops};
-use crate::state::{Entity, Kind, Millis, RecordChange, StoreError, Value, Versioned, Write, sealed_with};
+use crate::state::{
+    Entity, Kind, Millis, RecordChange, StoreError, Value, Versioned, Write, is_reserved, sealed_with,
+};
 
 /// The state of an entity as one call has it.
 pub(super) struct Loaded {
@@ -175,9 +177,13 @@ impl Effect {
         let mut effect =
             Self { records: timers::changes(entity, &change.timers, now)?, expires, ..Self::default() };
         let put = |kind, bytes: Bytes| {
-            let size = bytes.len() as u64;
+            let ours = if kind == Kind::Events { events::HEAD } else { 0 };
+            let size = (bytes.len() - ours) as u64;
             if size > most {
                 return Err(too_large(size, most));
+            }
+            if is_reserved(&bytes) {
+                return Err("The state begins with the bytes \"\\0sealed1\", which mark what is encrypted. Put another byte in front.".into());
             }
             Ok(ValueChange::Write(Write::Put(Value { kind, bytes, schema: spec.version, expires })))
         };
@@ -297,4 +303,53 @@ fn name(kind: Kind) -> String {
 
 pub(super) fn corrupt(entity: &Entity, why: &str) -> CallError {
     CallError::Store(StoreError::Corrupt { what: format!("{entity:?}: {why}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::function::OnConflict;
+    use crate::state_key::KeyTemplate;
+
+    /// What a function that has no state yet gets for setting `bytes`.
+    fn set(kind: StateKind, bytes: &'static [u8]) -> Result<Effect, String> {
+        let spec = StateSpec {
+            key: KeyTemplate::parse("k").unwrap(),
+            store: None,
+            model: Model::Value,
+            shared: Vec::new(),
+            on_conflict: OnConflict::Retry,
+            ttl: None,
+            version: 1,
+            retention: Duration::ZERO,
+            max_entities: None,
+        };
+        let entity = Entity { function: "f".into(), key: "k".into() };
+        let loaded = Loaded::of(&spec, &entity, None, false, 1).unwrap();
+        let change = StateChange {
+            action: StateAction::Set,
+            kind,
+            length: bytes.len(),
+            snapshot: None,
+            expire: None,
+            timers: Vec::new(),
+        };
+        Effect::of(&spec, &entity, &loaded, &change, &Bytes::from_static(bytes), 100, 1)
+    }
+
+    /// They would be taken for sealed from then on, by every call and by operators.
+    #[test]
+    fn bytes_that_look_sealed_are_not_kept() {
+        for kind in [StateKind::Binary, StateKind::Json] {
+            for bytes in [&b"\0sealed1"[..], b"\0sealed1\0", b"\0sealed1\x03one and more"] {
+                let Err(why) = set(kind, bytes) else { panic!("{bytes:?} was kept") };
+                assert!(why.contains("sealed1"), "{why}");
+            }
+        }
+        for bytes in [&b"\0sealed"[..], b"sealed1\0", b"\0\0sealed1\0", b""] {
+            assert!(set(StateKind::Binary, bytes).is_ok(), "{bytes:?}");
+        }
+    }
 }

@@ -46,6 +46,9 @@ pub(super) enum Found {
 #[derive(Serialize, Deserialize)]
 struct Head {
     digest: [u8; 32],
+    /// Of the entity that it was about. An earlier release did not record it.
+    #[serde(default)]
+    about: Option<String>,
     status: u16,
     /// Names and values as bytes, because not all that HTTP allows is text.
     headers: Vec<(String, Vec<u8>)>,
@@ -93,8 +96,9 @@ impl Once {
         &self.id
     }
 
-    /// Judges the record that is there under the key.
-    pub(super) fn found(&self, record: Option<Record>) -> Result<Found, CallError> {
+    /// Judges the record that is there under the key, for a request about `entity`. The same request about another one is
+    /// no repetition: who sends it must neither see that answer nor believe that theirs was done.
+    pub(super) fn found(&self, record: Option<Record>, entity: &Entity) -> Result<Found, CallError> {
         let Some(record) = record else { return Ok(Found::Nothing(0)) };
         if record.expires.is_some_and(|at| at <= now()) {
             return Ok(Found::Nothing(record.version));
@@ -102,7 +106,7 @@ impl Once {
         let (head, body) = decode(&record.bytes).ok_or_else(|| {
             CallError::Store(StoreError::Corrupt { what: "a recorded answer cannot be read".into() })
         })?;
-        if head.digest != self.digest {
+        if head.digest != self.digest || head.about.is_some_and(|key| *key != *entity.key) {
             return Err(CallError::KeyReused);
         }
         let mut headers = HeaderMap::with_capacity(head.headers.len() + 1);
@@ -116,13 +120,20 @@ impl Once {
     }
 
     /// The record of `answer`, whose body is whole, in place of one with the version `replaces`; or why there can be none.
-    pub(super) fn record(&self, answer: &Answer, replaces: u64, now: Millis) -> Result<RecordChange, String> {
+    pub(super) fn record(
+        &self,
+        entity: &Entity,
+        answer: &Answer,
+        replaces: u64,
+        now: Millis,
+    ) -> Result<RecordChange, String> {
         let Body::Full(body) = &answer.body else {
             return Err("A streamed response cannot be recorded.".into());
         };
         let headers = answer.head.headers.0.iter();
         let head = Head {
             digest: self.digest,
+            about: Some(entity.key.to_string()),
             status: answer.head.status,
             headers: headers.map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect(),
         };

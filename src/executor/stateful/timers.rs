@@ -10,13 +10,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::link::message::{MAX_TIMERS, TimerChange};
+use crate::link::message::{MAX_TIMERS, TimerChange, some};
 use crate::state::{Commit, Entity, Millis, Record, RecordChange, RecordId, RecordWrite, Room};
 
 /// The path of the requests that timers make, before the timer's name. Callers cannot use it.
 pub(in crate::executor) const TIMER_PATH: &str = "/__timer/";
 
-/// A timer's name has at most this many bytes.
+/// A timer's name has at most this many characters.
 const MAX_NAME: usize = 128;
 
 /// A timer's payload has at most this many bytes.
@@ -37,6 +37,7 @@ struct Kept {
     /// Deliveries that were begun.
     attempts: u32,
     /// JSON for the request.
+    #[serde(default, deserialize_with = "some")]
     payload: Option<Box<RawValue>>,
 }
 
@@ -52,9 +53,9 @@ pub(super) fn changes(
     let mut changes: Vec<RecordChange> = Vec::with_capacity(timers.len());
     for timer in timers {
         let name = &timer.name;
-        if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
             return Err(format!(
-                "{name:?} cannot be a timer's name: use 1 to {MAX_NAME} bytes without control characters."
+                "{name:?} cannot be a timer's name: use 1 to {MAX_NAME} characters without control characters."
             ));
         }
         let id = RecordId {
@@ -191,7 +192,7 @@ mod tests {
         let many = |n: usize| (0..n).map(|n| timer(&n.to_string())).collect::<Vec<_>>();
         assert_eq!(set(&many(MAX_TIMERS)).unwrap().len(), MAX_TIMERS);
         assert!(set(&many(MAX_TIMERS + 1)).is_err());
-        assert!(set(&[timer(&"n".repeat(MAX_NAME))]).is_ok());
+        assert!(set(&[timer(&"\u{1f600}".repeat(MAX_NAME))]).is_ok());
         for name in [String::new(), "n".repeat(MAX_NAME + 1), "a\nb".into()] {
             assert!(set(&[timer(&name)]).is_err(), "{name:?}");
         }

@@ -51,6 +51,15 @@ fn authorize(front: &Front, headers: &HeaderMap) -> Result<(), Response> {
     Err(problem.respond(&new_request_id()))
 }
 
+/// `GET /_/metrics`: what Prometheus and its like collect. It names functions, so it asks for the key.
+pub async fn metrics(State(front): State<Arc<Front>>, headers: HeaderMap) -> Response {
+    if let Err(refused) = authorize(&front, &headers) {
+        return refused;
+    }
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], front.executor.metrics()).into_response()
+}
+
 /// `GET /_/executions/{request id}`: what a recent execution wrote.
 pub async fn execution(
     State(front): State<Arc<Front>>,

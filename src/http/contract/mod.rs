@@ -26,7 +26,7 @@ use super::FrontLimits;
 use super::body::AnswerBody;
 use super::sites::Sites;
 use super::{call, site};
-use crate::execution::{self, BodyError};
+use crate::execution::{self, BODY_TIME, BodyError};
 use crate::executor::{CallError, Deployed, Deployment, Executor, Outcome, Stage};
 use crate::function::{NO_LIMIT, ServedBy};
 use crate::headers::{LOG_TRANSPORT, RESERVED_PREFIX};
@@ -153,7 +153,11 @@ impl Contract {
         // The sink goes with the call, which has its lines also when nobody waits any more.
         let called = self.executor.call_then(deployment, request, move |Outcome { result, logs, .. }| {
             let mut sink = sink;
-            sink.hold(logs);
+            sink.hold(match &result {
+                // The request is over: what the function still writes is in no log.
+                Err(CallError::Deadline(_, Stage::Function)) => logs.map(|logs| logs.so_far()),
+                _ => logs,
+            });
             (result, sink)
         });
         match called.await {
@@ -176,8 +180,8 @@ impl Contract {
         if body.size_hint().lower() > max_body {
             return Err(BodyError::TooLarge(max_body));
         }
+        let body = call::read(body, &self.limits, Instant::now() + BODY_TIME).await?;
         let deadline = Instant::now() + self.options.start;
-        let body = call::read(body, &self.limits, deadline).await?;
         let path = parts.uri.path().to_owned();
         let mut request = call::to_request(parts, call::new_request_id(), path, body, deadline);
         enforce(&mut request.headers, &self.options.enforced);
@@ -230,7 +234,7 @@ fn explain(error: &CallError) -> (StatusCode, Option<String>) {
         | CallError::WrongModel { .. }
         | CallError::NoStore(_)
         | CallError::Deadline(..) => (StatusCode::SERVICE_UNAVAILABLE, Some(error.to_string())),
-        CallError::Conflict | CallError::Changed | CallError::Fired => {
+        CallError::Conflict | CallError::Changed | CallError::Fired | CallError::Replaced => {
             (StatusCode::CONFLICT, Some(error.to_string()))
         }
         CallError::TimerPath => (StatusCode::NOT_FOUND, Some(error.to_string())),

@@ -39,8 +39,8 @@ use self::pool::{Lent, Manager};
 use self::queries::{Columns, Query, Told};
 use super::remote::{CONNECT, READ, Remote, clamped, time_for};
 use super::{
-    Address, BoxFuture, Commit, Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordId, StateStore,
-    StoreError, Versioned, Write,
+    Address, BoxFuture, Commit, Cursor, Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordId, Shelves,
+    StateStore, StoreError, Versioned, Write,
 };
 
 /// The most connections to the server. A server's usual limit is 100, for all its clients.
@@ -234,6 +234,18 @@ impl PostgresStore {
         self.all(&rows, queries::listed)
     }
 
+    async fn read_shelves(&self, from: Option<Cursor>, limit: usize) -> Result<Shelves, StoreError> {
+        let (after, limit) = (Cursor::shelf(from), clamped(limit));
+        // No room has the number 0.
+        let (function, room, key) = after.as_ref().map_or((&[][..], 0, &[][..]), |(entity, room)| {
+            (entity.function.as_bytes(), i16::from(*room as u8), entity.key.as_bytes())
+        });
+        let rows = self.read(Query::Shelves, &[&function, &room, &key, &limit]).await?;
+        let page = self.all(&rows, queries::shelf)?;
+        let next = Cursor::behind(&page, usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok((page, next))
+    }
+
     async fn read_functions(&self) -> Result<Vec<Arc<str>>, StoreError> {
         let rows = self.read(Query::Functions, &[]).await?;
         self.all(&rows, |row| queries::name(row, 0))
@@ -312,6 +324,10 @@ impl StateStore for PostgresStore {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
         Box::pin(self.remote.run(self.read_list(function, prefix, after, limit)))
+    }
+
+    fn shelves(&self, from: Option<Cursor>, limit: usize) -> BoxFuture<'_, Result<Shelves, StoreError>> {
+        Box::pin(self.remote.run(self.read_shelves(from, limit)))
     }
 
     fn functions(&self) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio_postgres::Row;
 
 use crate::state::{
-    Commit, Entity, Kind, Listed, Millis, Record, RecordId, RecordWrite, Room, Value, Versioned, Write,
+    Commit, Entity, Kind, Listed, Millis, Record, RecordId, RecordWrite, Room, Shelf, Value, Versioned, Write,
 };
 
 /// One statement, prepared on each connection.
@@ -31,10 +31,11 @@ pub(super) enum Query {
     Functions,
     Count,
     Sweep,
+    Shelves,
 }
 
 /// In the order of [`Query`].
-pub(super) const QUERIES: [&str; 10] = [
+pub(super) const QUERIES: [&str; 11] = [
     "SELECT version, kind, schema, expires, value FROM executor.entity WHERE function = $1 AND key = $2",
     "SELECT executor.commit($1, $2, $3, $4, $5, $6, $7, $8)",
     "SELECT executor.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
@@ -73,6 +74,18 @@ pub(super) const QUERIES: [&str; 10] = [
         WHERE function IS NOT NULL ORDER BY function",
     "SELECT count(*) FROM executor.entity WHERE function = $1",
     "SELECT executor.sweep($1, $2)",
+    // As far as it is asked for: a search begins only when its row is wanted.
+    "WITH RECURSIVE found AS (
+        (SELECT function, room, key FROM executor.record WHERE (function, room, key) > ($1, $2, $3)
+         ORDER BY function, room, key LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM found CROSS JOIN LATERAL (
+            SELECT r.function, r.room, r.key FROM executor.record r
+            WHERE (r.function, r.room, r.key) > (found.function, found.room, found.key)
+            ORDER BY r.function, r.room, r.key LIMIT 1
+        ) AS next
+    )
+    SELECT function, room, key FROM found LIMIT $4",
 ];
 
 /// The version a refused commit of a value alone found, from its answer.
@@ -144,9 +157,13 @@ pub(super) fn neighbour(row: &Row, from: &RecordId) -> Option<Record> {
 
 /// The record in a row of [`Query::Due`].
 pub(super) fn due(row: &Row) -> Option<(Arc<str>, Record)> {
-    let room = Room::from_number(u8::try_from(row.get::<_, i16>(6)).ok()?)?;
-    let from = RecordId { room, key: name(row, 7)?, sub: Bytes::new() };
+    let from = RecordId { room: room(row, 6)?, key: name(row, 7)?, sub: Bytes::new() };
     Some((name(row, 5)?, neighbour(row, &from)?))
+}
+
+/// The shelf in a row of [`Query::Shelves`].
+pub(super) fn shelf(row: &Row) -> Option<Shelf> {
+    Some((Entity { function: name(row, 0)?, key: name(row, 2)? }, room(row, 1)?))
 }
 
 /// The entity in a row of [`Query::List`].
@@ -163,6 +180,10 @@ pub(super) fn listed(row: &Row) -> Option<Listed> {
 
 pub(super) fn name(row: &Row, column: usize) -> Option<Arc<str>> {
     str::from_utf8(row.get(column)).ok().map(Into::into)
+}
+
+fn room(row: &Row, column: usize) -> Option<Room> {
+    Room::from_number(u8::try_from(row.get::<_, i16>(column)).ok()?)
 }
 
 fn time(row: &Row, column: usize) -> Result<Option<Millis>, TryFromIntError> {
@@ -255,6 +276,7 @@ mod tests {
             (Query::Functions, "RECURSIVE"),
             (Query::Count, "count(*)"),
             (Query::Sweep, "executor.sweep("),
+            (Query::Shelves, "WITH RECURSIVE found"),
         ] {
             assert!(QUERIES[query as usize].contains(says), "{query:?}");
         }

@@ -150,21 +150,34 @@ BEGIN
     RETURN ARRAY[coalesce(number, 0)];
 END $$;
 
--- Removes what expired, and says how many values and records that were. Passes over what somebody else uses.
+-- Removes what expired, and says how many values and records that were. Passes over what somebody else uses. Ends at the
+-- value with which too many events have gone, whose rest is for the next time: until then it has ended by any clock, and
+-- nobody can add to a log that has lost its begin.
 CREATE FUNCTION executor.sweep(moment bigint, most bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
+    events bigint := 4096;
     gone record;
     swept bigint := 0;
     more bigint;
 BEGIN
     FOR gone IN
-        DELETE FROM executor.entity WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM executor.entity WHERE expires <= moment ORDER BY expires LIMIT most FOR UPDATE SKIP LOCKED
-        )) RETURNING function, key
+        SELECT function, key FROM executor.entity WHERE expires <= moment ORDER BY expires LIMIT most
+            FOR UPDATE SKIP LOCKED
     LOOP
         -- In a statement of its own, which also sees what was committed before the value was locked.
-        DELETE FROM executor.record WHERE function = gone.function AND room = 1 AND key = gone.key;
+        DELETE FROM executor.record WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM executor.record WHERE function = gone.function AND room = 1 AND key = gone.key
+                LIMIT events
+        ));
+        GET DIAGNOSTICS more = ROW_COUNT;
+        events := events - more;
         swept := swept + 1;
+        IF events <= 0 THEN
+            UPDATE executor.entity SET version = nextval('executor.versions'), expires = 0, value = ''
+                WHERE function = gone.function AND key = gone.key;
+            EXIT;
+        END IF;
+        DELETE FROM executor.entity WHERE function = gone.function AND key = gone.key;
     END LOOP;
     DELETE FROM executor.record WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM executor.record WHERE expires <= moment ORDER BY expires LIMIT most FOR UPDATE SKIP LOCKED

@@ -30,13 +30,16 @@ use std::num::ParseIntError;
 
 use bytes::Bytes;
 
-use crate::state::{Entity, Kind, Listed, Millis, Record, RecordId, Room, Value, Versioned};
+use crate::state::{Entity, Kind, Listed, Millis, Record, RecordId, Room, Shelf, Value, Versioned};
 
 /// The layout of what we keep, in the key [`SCHEMA_KEY`].
 pub(super) const SCHEMA: u32 = 2;
 
 pub(super) const SCHEMA_KEY: &str = "executor:schema";
 pub(super) const FUNCTIONS_KEY: &str = "executor:functions";
+
+/// What the keys of records look like, in the language of SCAN.
+pub(super) const ALL_RECORDS: &str = "executor:records:*";
 
 /// More than the longest head of a value.
 const MAX_HEAD: usize = 96;
@@ -51,6 +54,15 @@ pub(super) fn value_key(entity: &Entity) -> Vec<u8> {
 pub(super) fn records_key(function: &str, id: &RecordId) -> Vec<u8> {
     let (room, length, key) = (id.room as u8, function.len(), &id.key);
     format!("executor:records:{room}:{length}:{function}:{key}").into_bytes()
+}
+
+/// The reverse of [`records_key`].
+pub(super) fn shelf(name: &str) -> Option<Shelf> {
+    let (number, rest) = name.strip_prefix("executor:records:")?.split_once(':')?;
+    let (length, rest) = rest.split_once(':')?;
+    let (function, rest) = rest.split_at_checked(length.parse().ok()?)?;
+    let key = rest.strip_prefix(':')?;
+    Some((Entity { function: function.into(), key: key.into() }, room(number.as_bytes())?))
 }
 
 /// The key of the keys of a function.
@@ -144,7 +156,7 @@ pub(super) fn room(text: &[u8]) -> Option<Room> {
 
 #[cfg(test)]
 mod tests {
-    use super::{listed, range, record, value};
+    use super::{listed, range, record, records_key, shelf, value};
     use crate::state::{Kind, RecordId, Room};
 
     #[test]
@@ -188,6 +200,21 @@ mod tests {
         }
         assert!(record(id(), b"1,, ".to_vec()).is_some());
         assert!(listed(b"k", b"j1 a", 2).is_none(), "shorter than its head");
+    }
+
+    #[test]
+    fn the_name_of_records_says_whose_they_are() {
+        for function in ["", "f", "1:f", "é:", "a\0"] {
+            for (key, room) in [("", Room::Event), ("k:1", Room::Answer), ("🦀", Room::Timer)] {
+                let id = RecordId { room, key: key.into(), sub: "s".into() };
+                let name = String::from_utf8(records_key(function, &id)).unwrap();
+                let (entity, found) = shelf(&name).unwrap();
+                assert_eq!((&*entity.function, &*entity.key, found), (function, key, room));
+            }
+        }
+        for rest in ["", "1", "1:", "1:1:", "1:1:f", "1:2:f:k", "1:x:f:k", "9:1:f:k", "1:1:é:k"] {
+            assert!(shelf(&format!("executor:records:{rest}")).is_none(), "{rest}");
+        }
     }
 
     #[test]

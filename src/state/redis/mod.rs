@@ -1,8 +1,8 @@
 //! State in Redis (5 or later, not a cluster), for any number of executors at once.
 //!
 //! ```text
-//!  get, record, functions, count       ──► one command     one round trip each, over a few
-//!  apply, records, due, list, sweep    ──► one script      connections that all calls share
+//!  get, record, functions, count, shelves ──► one command     one round trip each, over a few
+//!  apply, records, due, list, sweep       ──► one script      connections that all calls share
 //! ```
 //!
 //! A script runs alone, so there is no between: a commit checks all it expects and then writes all it changes.
@@ -30,6 +30,11 @@
 //! nobody waits for it so long: up to three seconds for each 100,000 entities, in which the server does nothing else.
 //! Executors of the older release cannot commit from then on; what they delete before they end stays in
 //! [`StateStore::count`] until its key is used again. End them first.
+//!
+//! # Walks
+//!
+//! [`StateStore::shelves`] goes over the whole database, as SCAN does. A server that starts anew meanwhile goes over it in
+//! another order: then something may have been left out.
 
 mod durability;
 mod layout;
@@ -42,13 +47,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value};
 
-use self::layout::{FUNCTIONS_KEY, SCHEMA, SCHEMA_KEY};
+use self::layout::{ALL_RECORDS, FUNCTIONS_KEY, SCHEMA, SCHEMA_KEY};
 use self::links::{Link, Links};
 use self::scripts::{Scripts, call};
 use super::remote::{CONNECT, READ, Remote, clamped, time_for};
 use super::{
-    Address, BoxFuture, Commit, Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordId, RecordWrite,
-    StateStore, StoreError, Versioned, Write,
+    Address, BoxFuture, Commit, Cursor, Entity, Listed, MAX_PAGE_BYTES, MAX_RECORDS, Millis, Record,
+    RecordId, RecordWrite, Shelves, StateStore, StoreError, Versioned, Write,
 };
 
 const READING: &str = "reading from";
@@ -255,13 +260,38 @@ impl RedisStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
-        let (first, last) = layout::range(prefix, after);
-        let mut list = call(&self.scripts.list);
-        list.arg(function).arg(first).arg(last).arg(clamped(limit));
-        self.groups(self.read(READING, READ, &list).await?, |[key, begin, length]| {
-            let Value::Int(length) = length else { return None };
-            layout::listed(&bytes(key)?, &bytes(begin)?, length)
-        })
+        let (mut first, last) = layout::range(prefix, after);
+        let most = usize::try_from(clamped(limit)).unwrap_or(usize::MAX);
+        let mut listed = Vec::new();
+        loop {
+            let mut list = call(&self.scripts.list);
+            list.arg(function).arg(&first).arg(&last).arg(most - listed.len());
+            let Value::Array(mut found) = self.read(READING, READ, &list).await? else {
+                return Err(self.corrupt());
+            };
+            let Some(more) = (!found.is_empty()).then(|| found.remove(0)) else { return Err(self.corrupt()) };
+            listed.extend(self.groups(Value::Array(found), |[key, begin, length]| {
+                let Value::Int(length) = length else { return None };
+                layout::listed(&bytes(key)?, &bytes(begin)?, length)
+            })?);
+            match more {
+                Value::BulkString(key) if listed.len() < most => first = [b"(", &key[..]].concat(),
+                _ => return Ok(listed),
+            }
+        }
+    }
+
+    async fn read_shelves(&self, from: Option<Cursor>, limit: usize) -> Result<Shelves, StoreError> {
+        let from = if let Some(Cursor::At(place)) = from { place } else { 0 };
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(from).arg("MATCH").arg(ALL_RECORDS).arg("COUNT").arg(clamped(limit).max(1));
+        let Value::Array(answer) = self.read(READING, READ, &scan).await? else {
+            return Err(self.corrupt());
+        };
+        let Ok([next, names]) = <[Value; 2]>::try_from(answer) else { return Err(self.corrupt()) };
+        let page = self.groups(names, |[name]| layout::shelf(&text(name)?))?;
+        let next: u64 = text(next).and_then(|next| next.parse().ok()).ok_or_else(|| self.corrupt())?;
+        Ok((page, (next != 0).then_some(Cursor::At(next))))
     }
 
     async fn read_functions(&self) -> Result<Vec<Arc<str>>, StoreError> {
@@ -279,7 +309,8 @@ impl RedisStore {
 
     async fn sweep_all(&self, now: Millis, limit: usize) -> Result<usize, StoreError> {
         let mut sweep = call(&self.scripts.sweep);
-        self.number(&self.write("sweeping", READ, sweep.arg(now).arg(clamped(limit))).await?)
+        sweep.arg(now).arg(clamped(limit)).arg(MAX_RECORDS);
+        self.number(&self.write("sweeping", READ, &sweep).await?)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -380,6 +411,10 @@ impl StateStore for RedisStore {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
         Box::pin(self.remote.run(self.read_list(function, prefix, after, limit)))
+    }
+
+    fn shelves(&self, from: Option<Cursor>, limit: usize) -> BoxFuture<'_, Result<Shelves, StoreError>> {
+        Box::pin(self.remote.run(self.read_shelves(from, limit)))
     }
 
     fn functions(&self) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {

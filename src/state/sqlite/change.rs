@@ -31,6 +31,9 @@ const RECORD_DELETE: &str = "DELETE FROM record WHERE function = ?1 AND room = ?
 const RECORD_CLEAR: &str = "DELETE FROM record WHERE function = ?1 AND room = ?2 AND key = ?3";
 const EXPIRED: &str = "SELECT rowid, function, key FROM entity WHERE expires <= ?1 ORDER BY expires LIMIT ?2";
 const RECORDS_EXPIRED: &str = "SELECT rowid FROM record WHERE expires <= ?1 ORDER BY expires LIMIT ?2";
+const EVENTS_CLEAR: &str = "DELETE FROM record WHERE rowid IN (
+    SELECT rowid FROM record WHERE function = ?1 AND room = ?2 AND key = ?3 LIMIT ?4)";
+const END: &str = "UPDATE entity SET version = ?1, expires = 0, value = X'' WHERE rowid = ?2";
 const SWEEP: &str = "DELETE FROM entity WHERE rowid = ?1";
 const RECORD_SWEEP: &str = "DELETE FROM record WHERE rowid = ?1";
 
@@ -207,20 +210,48 @@ impl Expired {
         self.entity_rows.len() >= limit || self.record_rows.len() >= limit
     }
 
-    /// Removes it all; returns how many values and records that were, and how many events besides.
-    pub(super) fn remove(&self, transaction: &Transaction<'_>) -> rusqlite::Result<(usize, usize)> {
-        let (mut swept, mut events) = (0, 0);
+    /// Removes it all, as number `number`, or as much as goes with at most `events` events.
+    pub(super) fn remove(
+        &self,
+        transaction: &Transaction<'_>,
+        number: u64,
+        events: usize,
+    ) -> rusqlite::Result<Removed> {
+        let mut removed = Removed::default();
         for (entity, row) in self.entities.iter().zip(&self.entity_rows) {
-            swept += transaction.prepare_cached(SWEEP)?.execute([row])?;
-            let of_value = params![entity.function.as_bytes(), Room::Event as u8, entity.key.as_bytes()];
-            events += transaction.prepare_cached(RECORD_CLEAR)?.execute(of_value)?;
+            let left = i64::try_from(events - removed.events).unwrap_or(i64::MAX);
+            let (function, key) = (entity.function.as_bytes(), entity.key.as_bytes());
+            let of_value = params![function, Room::Event as u8, key, left];
+            removed.events += transaction.prepare_cached(EVENTS_CLEAR)?.execute(of_value)?;
+            if removed.events >= events {
+                // There may be more. Until they have gone nobody may take it for a value, even if the clock is set
+                // back, and nobody may add to a log that has lost its begin.
+                transaction.prepare_cached(END)?.execute(params![number, row])?;
+                removed.cut = true;
+                break;
+            }
+            transaction.prepare_cached(SWEEP)?.execute([row])?;
+            removed.values += 1;
         }
         for row in &self.record_rows {
             // Changes nothing where the record was an event of a value above.
-            swept += transaction.prepare_cached(RECORD_SWEEP)?.execute([row])?;
+            removed.records += transaction.prepare_cached(RECORD_SWEEP)?.execute([row])?;
         }
-        Ok((swept, events))
+        Ok(removed)
     }
+}
+
+/// What a step of a sweep removed.
+#[derive(Debug, Default)]
+pub(super) struct Removed {
+    /// The first of [`Expired::entities`].
+    pub(super) values: usize,
+    /// Those with an expiry of their own.
+    pub(super) records: usize,
+    /// Of the values.
+    pub(super) events: usize,
+    /// It ended at the next value, which had too many.
+    pub(super) cut: bool,
 }
 
 fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<Arc<str>> {
@@ -244,6 +275,8 @@ pub(super) const STATEMENTS: &[&str] = &[
     RECORD_CLEAR,
     EXPIRED,
     RECORDS_EXPIRED,
+    EVENTS_CLEAR,
+    END,
     SWEEP,
     RECORD_SWEEP,
 ];

@@ -60,7 +60,10 @@ use self::query::{Keys, View, following};
 use self::reader::{Read, Reader};
 use self::schema::OwnerLock;
 use self::writer::{Job, Log, SWEEP_STEP, Sweep, Swept, Writer};
-use super::{BoxFuture, Commit, Entity, Listed, Millis, Record, RecordId, StateStore, StoreError, Versioned};
+use super::{
+    BoxFuture, Commit, Cursor, Entity, Listed, Millis, Record, RecordId, Shelves, StateStore, StoreError,
+    Versioned,
+};
 
 /// The cache's size unless something else is asked for, in bytes (16 MiB).
 pub const DEFAULT_CACHE_BYTES: usize = 16 << 20;
@@ -226,8 +229,8 @@ impl SqliteStore {
             let (reply, answer) = oneshot::channel();
             let sweep = Sweep { now, limit: step, reply };
             self.commits.send(writer::Command::Sweep(sweep)).await.map_err(|_| StoreError::Closed)?;
-            let Swept { removed, more } = answer.await.map_err(|_| StoreError::Closed)??;
-            (swept, left) = (swept + removed, left - step);
+            let Swept { values, records, more } = answer.await.map_err(|_| StoreError::Closed)??;
+            (swept, left) = (swept + values + records, left - values.max(records));
             if !more || left == 0 {
                 return Ok(swept);
             }
@@ -291,6 +294,16 @@ impl StateStore for SqliteStore {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Listed>, StoreError>> {
         Box::pin(self.list_in_steps(Keys::new(function, prefix, after), limit))
+    }
+
+    fn shelves(&self, from: Option<Cursor>, limit: usize) -> BoxFuture<'_, Result<Shelves, StoreError>> {
+        Box::pin(async move {
+            let (after, limit) = (Cursor::shelf(from), limit.min(LIST_STEP));
+            let _turn = self.turn().await?;
+            let page = self.ask(move |view| view.shelves(after.as_ref(), limit)).await?;
+            let next = Cursor::behind(&page, limit);
+            Ok((page, next))
+        })
     }
 
     fn functions(&self) -> BoxFuture<'_, Result<Vec<Arc<str>>, StoreError>> {

@@ -10,7 +10,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::schema::{classify, decode, encode_time};
 use crate::state::{
-    Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordId, Room, StoreError, Value, Versioned,
+    Entity, Listed, MAX_PAGE_BYTES, Millis, Record, RecordId, Room, Shelf, StoreError, Value, Versioned,
 };
 
 const VALUE: &str =
@@ -25,6 +25,8 @@ const LIST: &str = "SELECT key, version, kind, length(value), updated, expires F
     WHERE function = ?1 AND key >= ?2 AND key < ?3 ORDER BY key LIMIT ?4";
 const COUNT: &str = "SELECT count(*), max(key) FROM (
     SELECT key FROM entity WHERE function = ?1 AND key >= ?2 ORDER BY key LIMIT ?3)";
+const NEXT_SHELF: &str = "SELECT function, room, key FROM record
+    WHERE (function, room, key) > (?1, ?2, ?3) ORDER BY function, room, key LIMIT 1";
 const NEXT_FUNCTION: [&str; 2] = [
     "SELECT function FROM entity WHERE function >= ?1 ORDER BY function LIMIT 1",
     "SELECT function FROM record WHERE function >= ?1 ORDER BY function LIMIT 1",
@@ -127,10 +129,7 @@ impl View<'_> {
             let mut rows = statement.query(name).map_err(failed)?;
             let before = earliest.len();
             while let Some(row) = rows.next().map_err(failed)? {
-                let room: i64 = row.get(5).map_err(failed)?;
-                let known = u8::try_from(room).ok().and_then(Room::from_number);
-                let room = known.ok_or_else(|| corrupt("the room of a record", room))?;
-                let id = RecordId { room, key: text(row, 6)?, sub: bytes(row, 4)? };
+                let id = RecordId { room: room(row, 5)?, key: text(row, 6)?, sub: bytes(row, 4)? };
                 earliest.push((Arc::clone(function), self.decode_record(row, id)?));
             }
             if earliest.len() > before {
@@ -173,6 +172,23 @@ impl View<'_> {
             statement.query_row(range, |row| Ok((row.get(0)?, row.get(1)?)))
         };
         count().map_err(failed)
+    }
+
+    /// At most `limit` shelves that follow `after`. Goes from one to the next, not from row to row.
+    pub(super) fn shelves(&self, after: Option<&Shelf>, limit: usize) -> Result<Vec<Shelf>, StoreError> {
+        let mut statement = self.transaction.prepare_cached(NEXT_SHELF).map_err(failed)?;
+        let mut shelves: Vec<Shelf> = Vec::new();
+        while shelves.len() < limit {
+            // No room has the number 0.
+            let (function, number, key) = match shelves.last().or(after) {
+                Some((entity, room)) => (entity.function.as_bytes(), *room as u8, entity.key.as_bytes()),
+                None => (&[][..], 0, &[][..]),
+            };
+            let mut rows = statement.query(params![function, number, key]).map_err(failed)?;
+            let Some(row) = rows.next().map_err(failed)? else { break };
+            shelves.push((Entity { function: text(row, 0)?, key: text(row, 2)? }, room(row, 1)?));
+        }
+        Ok(shelves)
     }
 
     /// At most `limit` names of functions from `from` on. Goes from name to name, not from row to row.
@@ -219,6 +235,12 @@ fn kind(row: &Row<'_>, column: usize) -> Result<crate::state::Kind, StoreError> 
     decode(number).ok_or_else(|| corrupt("the kind of a value", number))
 }
 
+fn room(row: &Row<'_>, column: usize) -> Result<Room, StoreError> {
+    let number: i64 = row.get(column).map_err(failed)?;
+    let known = u8::try_from(number).ok().and_then(Room::from_number);
+    known.ok_or_else(|| corrupt("the room of a record", number))
+}
+
 fn time(row: &Row<'_>, column: usize) -> Result<Option<Millis>, StoreError> {
     let Some(at) = row.get::<_, Option<i64>>(column).map_err(failed)? else { return Ok(None) };
     Millis::try_from(at).map(Some).map_err(|_| corrupt("a time", at))
@@ -246,4 +268,4 @@ fn corrupt(what: &str, number: i64) -> StoreError {
 /// All statements, for the test that none of them searches a whole table.
 #[cfg(test)]
 pub(super) const STATEMENTS: &[&str] =
-    &[VALUE, RECORD, RECORDS, DUE, LIST, COUNT, NEXT_FUNCTION[0], NEXT_FUNCTION[1]];
+    &[VALUE, RECORD, RECORDS, DUE, LIST, COUNT, NEXT_SHELF, NEXT_FUNCTION[0], NEXT_FUNCTION[1]];

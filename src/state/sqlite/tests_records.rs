@@ -14,8 +14,8 @@ use super::{
 };
 use crate::state::contract::{entity, json, number};
 use crate::state::{
-    Commit, Entity, Kind, RecordChange, RecordId, RecordWrite, Room, StateStore, StoreError, Value, Write,
-    now,
+    Commit, Entity, Kind, MAX_RECORDS, RecordChange, RecordId, RecordWrite, Room, StateStore, StoreError,
+    Value, Write, now,
 };
 
 fn open(folder: &Path) -> SqliteStore {
@@ -168,6 +168,39 @@ async fn a_failed_sweep_leaves_everything() {
     assert_eq!(store.get(&owner).await.unwrap().unwrap().version, version);
     on_writer(&store, |connection| connection.execute_batch("DROP TRIGGER temp.fault").unwrap()).await;
     assert_eq!(store.sweep(1, 10).await.unwrap(), 1);
+    assert_eq!(store.get(&owner).await.unwrap(), None);
+    store.close().await;
+}
+
+/// A log as long as that: its value goes with the last of three steps, between which others get on.
+#[tokio::test]
+async fn a_step_of_a_sweep_is_bounded_in_events() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let owner = entity("f", "k");
+    let value = Value { expires: Some(1), ..Value::new(Kind::Events, "v") };
+    store.commit(&owner, 0, Write::Put(value)).await.unwrap();
+    let numbers: Vec<u64> = (1..=2 * MAX_RECORDS as u64 + 1).collect();
+    for some in numbers.chunks(MAX_RECORDS) {
+        let put = |number: &u64| {
+            let sub = bytes::Bytes::copy_from_slice(&number.to_be_bytes());
+            let id = RecordId { room: Room::Event, key: "k".into(), sub };
+            let write = RecordWrite::Put { bytes: "e".into(), due: None, expires: None };
+            RecordChange { id, expected: None, write }
+        };
+        store.apply(&owner, Commit::of_records(some.iter().map(put).collect())).await.unwrap();
+    }
+    let watch = "CREATE TEMP TABLE steps (events);
+         CREATE TEMP TRIGGER counts AFTER UPDATE ON main.store BEGIN
+             INSERT INTO steps SELECT count(*) FROM main.record; END";
+    on_writer(&store, |connection| connection.execute_batch(watch).unwrap()).await;
+    assert_eq!(store.sweep(1, 10).await.unwrap(), 1);
+    let left = on_writer(&store, |connection| {
+        let mut steps = connection.prepare("SELECT events FROM steps ORDER BY rowid").unwrap();
+        let left = steps.query_map([], |row| row.get::<_, usize>(0)).unwrap();
+        left.collect::<Result<Vec<_>, _>>().unwrap()
+    });
+    assert_eq!(left.await, [MAX_RECORDS + 1, 1, 0]);
     assert_eq!(store.get(&owner).await.unwrap(), None);
     store.close().await;
 }

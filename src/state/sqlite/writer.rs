@@ -16,8 +16,9 @@
 //! # Sweeps
 //!
 //! What expired is removed in steps, each a transaction of its own and at most
-//! [`SWEEP_STEP`] values and as many records; commits come in between. Whoever asked for the
-//! sweep asks for the steps, see there.
+//! [`SWEEP_STEP`] values and as many records, and no more events than the largest commit
+//! has records; commits come in between. Whoever asked for the sweep asks for the steps, see
+//! there.
 //!
 //! # Checkpoints
 //!
@@ -33,9 +34,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Guard;
 use super::cache::{Cache, Known, News};
-use super::change::{self, Expired, Verdict};
+use super::change::{self, Expired, Removed, Verdict};
 use super::schema::{PAGE_BYTES, classify};
-use crate::state::{Commit, Entity, Millis, RecordWrite, StoreError, Versioned, Write};
+use crate::state::{Commit, Entity, MAX_RECORDS, Millis, RecordWrite, StoreError, Versioned, Write};
 
 /// From this many changes of values and records on, a group takes no more commits.
 const GROUP_WRITES: usize = 256;
@@ -71,8 +72,10 @@ pub(super) struct Sweep {
 /// What a step of a sweep did.
 #[derive(Debug, Default)]
 pub(super) struct Swept {
-    /// How many values and records were removed.
-    pub(super) removed: usize,
+    /// How many values were removed, with all their events.
+    pub(super) values: usize,
+    /// How many records were, besides these.
+    pub(super) records: usize,
     /// Whether there may be more.
     pub(super) more: bool,
 }
@@ -196,9 +199,13 @@ impl Writer {
         let mut found = Vec::new();
         let swept = self.log.sweep(now, limit, &mut found);
         let swept = swept.map_err(|error| classify("sweeping state", error));
-        let known = if swept.is_ok() { Known::Absent } else { Known::Unsure };
+        let removed = swept.as_ref().map_or(0, |swept| swept.values);
         let stamp = self.log.sequence;
-        self.cache.learn(found.into_iter().map(|entity| News { entity, known: known.clone(), stamp }));
+        let news = found.into_iter().enumerate().map(|(at, entity)| {
+            let known = if at < removed { Known::Absent } else { Known::Unsure };
+            News { entity, known, stamp }
+        });
+        self.cache.learn(news);
         if let Err(error) = &swept {
             let (store, cause) = (self.log.path.display(), error as &dyn std::error::Error);
             tracing::warn!(%store, error = cause, "what expired was not removed");
@@ -247,7 +254,8 @@ impl Log {
         Ok(verdicts)
     }
 
-    /// Removes what has expired, as one change. Whose values that are is in `found`, also if it fails.
+    /// Removes what has expired, as one change. Whose values it touched is in `found`, also if it fails: those that it
+    /// removed, and then maybe one that it only ended.
     fn sweep(&mut self, now: Millis, limit: usize, found: &mut Vec<Entity>) -> rusqlite::Result<Swept> {
         let transaction = begin(&self.connection)?;
         let expired = Expired::find(&transaction, now, limit)?;
@@ -256,11 +264,13 @@ impl Log {
         }
         found.clone_from(&expired.entities);
         self.sequence += 1; // used up, even if a later step fails
-        let (removed, events) = expired.remove(&transaction)?;
-        self.pages += 1 + 2 * removed + events;
+        let Removed { values, records, events, cut } =
+            expired.remove(&transaction, self.sequence, MAX_RECORDS)?;
+        self.pages += 2 + 2 * (values + records) + events;
         store_sequence(&transaction, self.sequence)?;
         transaction.commit()?;
-        Ok(Swept { removed, more: expired.is_full(limit) })
+        found.truncate(values + usize::from(cut));
+        Ok(Swept { values, records, more: cut || expired.is_full(limit) })
     }
 
     /// Moves the log into the database. A failure loses nothing and is only logged: the

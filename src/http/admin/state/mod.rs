@@ -277,14 +277,17 @@ pub async fn rotate(State(front): State<Arc<Front>>, headers: HeaderMap) -> Resp
     if let Err(refused) = authorize(&front, &headers) {
         return refused;
     }
-    let mut sealed = 0;
+    let (mut sealed, mut failed) = (0, None);
     for store in front.executor.stores().all() {
         match store.rotate().await {
             Ok(some) => sealed += some,
-            Err(error) => return of_desk(&DeskError::Store(error)).respond(&new_request_id()),
+            Err(error) => failed = failed.or(Some(error)),
         }
     }
-    Json(json!({ "sealed": sealed })).into_response()
+    match failed {
+        Some(error) => of_desk(&DeskError::Store(error)).respond(&new_request_id()),
+        None => Json(json!({ "sealed": sealed })).into_response(),
+    }
 }
 
 /// `POST /_/state/{function}`: imports lines of an export.

@@ -14,17 +14,18 @@ use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Answer;
-use crate::executor::{Desk, DeskError, Executor};
+use crate::executor::{Change, Desk, DeskError, Executor};
 use crate::http::Front;
 use crate::http::error::Problem;
 
 /// Streams of events at the same time.
 pub const FOLLOWERS: usize = 256;
 
-/// How long a history that is followed may lag behind what another executor appended.
+/// How long a history that is followed may lag behind what another executor appended, and a stream behind the end of this one.
 const POLL: Duration = Duration::from_millis(500);
 
 /// Sent when nothing else was for a while.
@@ -117,33 +118,44 @@ pub(super) fn follow(
 
 pub(super) fn watch(front: &Front, function: &str) -> Answer {
     let place = place(front)?;
-    let (executor, function) = (Arc::clone(&front.executor), function.to_owned());
+    let executor = Arc::clone(&front.executor);
     let changes = executor.changes();
-    let sent = stream::unfold(
-        (executor, function, changes, place),
-        |(executor, function, mut changes, place)| async move {
-            let sent = loop {
-                if executor.is_closing() {
-                    return None;
+    Ok(server_sent(news(move || executor.is_closing(), changes, function.to_owned(), place)))
+}
+
+/// What is told of the changes of a function, until `is_closing`. Holds its `place` as long as it lasts.
+fn news<P>(
+    is_closing: impl Fn() -> bool,
+    changes: Receiver<Change>,
+    function: String,
+    place: P,
+) -> impl Stream<Item = Bytes> {
+    let begin = (is_closing, changes, function, place);
+    stream::unfold(begin, |(is_closing, mut changes, function, place)| async move {
+        let mut idle = Duration::ZERO;
+        let sent = loop {
+            if is_closing() {
+                return None;
+            }
+            match tokio::time::timeout(POLL, changes.recv()).await {
+                Err(_) => idle += POLL,
+                Ok(Err(RecvError::Closed)) => return None,
+                // Its reader is too slow; it has to read the list again.
+                Ok(Err(RecvError::Lagged(missed))) => {
+                    break Bytes::from(format!("event: missed\ndata: {{\"changes\":{missed}}}\n\n"));
                 }
-                match tokio::time::timeout(HEARTBEAT, changes.recv()).await {
-                    Err(_) => break Bytes::from_static(b":\n\n"),
-                    Ok(Err(RecvError::Closed)) => return None,
-                    // Its reader is too slow; it has to read the list again.
-                    Ok(Err(RecvError::Lagged(missed))) => {
-                        break Bytes::from(format!("event: missed\ndata: {{\"changes\":{missed}}}\n\n"));
-                    }
-                    Ok(Ok(change)) if *change.entity.function == *function => {
-                        let told = json!({ "key": change.entity.key, "version": change.version });
-                        break Bytes::from(format!("id: {}\ndata: {told}\n\n", change.version));
-                    }
-                    Ok(Ok(_)) => {}
+                Ok(Ok(change)) if *change.entity.function == *function => {
+                    let told = json!({ "key": change.entity.key, "version": change.version });
+                    break Bytes::from(format!("id: {}\ndata: {told}\n\n", change.version));
                 }
-            };
-            Some((sent, (executor, function, changes, place)))
-        },
-    );
-    Ok(server_sent(sent))
+                Ok(Ok(_)) => {}
+            }
+            if idle >= HEARTBEAT {
+                break Bytes::from_static(b":\n\n");
+            }
+        };
+        Some((sent, (is_closing, changes, function, place)))
+    })
 }
 
 pub(super) fn server_sent(sent: impl Stream<Item = Bytes> + Send + 'static) -> Response {
@@ -151,4 +163,40 @@ pub(super) fn server_sent(sent: impl Stream<Item = Bytes> + Send + 'static) -> R
     let kind = HeaderValue::from_static("text/event-stream");
     let cache = HeaderValue::from_static("no-store");
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, cache)], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::broadcast::Sender;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::state::Entity;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_watch_ends_soon_after_the_executor_and_else_beats() {
+        let (changes, closing) = (Sender::new(4), AtomicBool::new(false));
+        let is_closing = || closing.load(Ordering::Relaxed);
+        let mut sent = Box::pin(news(is_closing, changes.subscribe(), "f".into(), ()));
+        let begun = Instant::now();
+        assert_eq!(sent.next().await.unwrap(), ":\n\n");
+        assert_eq!(begun.elapsed(), HEARTBEAT);
+        let change = |function: &str, version| Change {
+            entity: Entity { function: function.into(), key: "k".into() },
+            version,
+        };
+        changes.send(change("g", 1)).unwrap();
+        changes.send(change("f", 2)).unwrap();
+        let told = sent.next().await.unwrap();
+        assert_eq!(told, "id: 2\ndata: {\"key\":\"k\",\"version\":2}\n\n");
+        let begun = Instant::now();
+        let ended = async {
+            tokio::time::sleep(POLL / 2).await;
+            closing.store(true, Ordering::Relaxed);
+        };
+        let (told, ()) = tokio::join!(sent.next(), ended);
+        assert_eq!((told, begun.elapsed()), (None, POLL));
+    }
 }

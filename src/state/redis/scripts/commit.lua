@@ -33,16 +33,10 @@ for first = FIRST, #ARGV, EACH do
   end
 end
 
--- The next number, but never behind the clock: if the server lost its last writes in a crash, numbers that it
--- gave for them are not given again.
+-- One number for all of it.
 local version
 local function number()
-  if not version then
-    local time = redis.call('TIME')
-    local last = tonumber(redis.call('HGET', VERSIONS, 'last') or '0')
-    version = string.format('%.0f', math.max(last + 1, tonumber(time[1]) * 1000000 + tonumber(time[2])))
-    redis.call('HSET', VERSIONS, 'last', version)
-  end
+  version = version or next_version()
   return version
 end
 

@@ -63,6 +63,16 @@ local function version_of(raw)
   return (string.match(raw, '^(%d+),%d*,%d* '))
 end
 
+-- The next number, but never behind the clock: if the server lost its last writes in a crash, numbers that it
+-- gave for them are not given again.
+local function next_version()
+  local time = redis.call('TIME')
+  local last = tonumber(redis.call('HGET', VERSIONS, 'last') or '0')
+  local version = string.format('%.0f', math.max(last + 1, tonumber(time[1]) * 1000000 + tonumber(time[2])))
+  redis.call('HSET', VERSIONS, 'last', version)
+  return version
+end
+
 -- A function that has nothing any more is forgotten.
 local function count(fn, change)
   if change ~= 0 and redis.call('HINCRBY', FUNCTIONS, fn, change) <= 0 then
