@@ -267,7 +267,10 @@ def converse(connection):
 
 
 def misbehave(connection):
-    connection.recv(65536)
+    if not connection.recv(65536):
+        # Somebody who only looked whether we listen.
+        connection.close()
+        return
     if KIND == "silent":
         while connection.recv(65536):
             pass
